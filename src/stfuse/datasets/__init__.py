@@ -1,0 +1,12 @@
+"""Small real data and synthetic tissue with known truth."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "_mob": ["mob"],
+        "_progeny": ["progeny"],
+        "_synthetic": ["synthetic_tissue"],
+    },
+)
