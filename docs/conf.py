@@ -65,6 +65,7 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 
 suppress_warnings = [
+    "config.cache",  # autosummary_context holds a function
     "myst.header",  # the changelog is included without its first heading
     "sphinx_autodoc_typehints.forward_reference",  # types that are imported for type checkers only
     "sphinx_autodoc_typehints.guarded_import",

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from importlib.metadata import version
+from importlib.resources import files
 
 import pytest
 
@@ -43,6 +44,10 @@ def test_namespaces_are_listed_and_loaded():
 
 def test_version_is_the_installed_one():
     assert stfuse.__version__ == version("stfuse")
+
+
+def test_type_checkers_are_told_that_types_are_there():
+    assert (files("stfuse") / "py.typed").is_file()
 
 
 def test_unknown_name():
