@@ -99,7 +99,7 @@ for old in "$venv"/.stfuse-*; do
     if [ -e "$old" ] && [ "$(cat "$old")" != "$state" ]; then rm "$old"; fi
 done
 echo "Installing stfuse${group:+ and its group '$group'} with all they need (the first time this takes some minutes) ..."
-pip_install "pip>=25.1" # the first one that knows dependency groups
+"$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check "pip>=25.1" # the first that knows groups
 pip_install --editable . ${group:+--group "$group"}
 echo "$state" >"$note"
 echo "Installed."
