@@ -73,6 +73,8 @@ suppress_warnings = [
 
 # -- Links to other projects -------------------------------------------------
 
+# A type reports the module that defines it; a private module has no page.
+nitpick_ignore_regex = [("py:.*", r".*\._.*")]
 if os.environ.get("STFUSE_DOCS_ONLINE"):
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {
@@ -90,11 +92,9 @@ if os.environ.get("STFUSE_DOCS_ONLINE"):
         "squidpy": ("https://squidpy.readthedocs.io/en/stable/", None),
         "torch": ("https://docs.pytorch.org/docs/stable/", None),
     }
-    # Links to these projects are found by the public name; types report the private module that defines them.
-    nitpick_ignore_regex = [("py:.*", r"(?!stfuse\b).*\._.*")]
 else:
     # Only links inside stfuse can be checked.
-    nitpick_ignore_regex = [("py:.*", r"(?!stfuse\b).*")]
+    nitpick_ignore_regex.append(("py:.*", r"(?!stfuse\b).*"))
 
 # -- HTML --------------------------------------------------------------------
 
