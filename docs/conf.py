@@ -58,6 +58,7 @@ typehints_defaults = None
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 
+katex_options = 'output: "mathml"'  # drawn by the browser itself, without fonts from elsewhere
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "html_admonition", "html_image"]
 myst_heading_anchors = 3
 myst_url_schemes = ("http", "https", "mailto")
