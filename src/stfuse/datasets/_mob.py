@@ -1,9 +1,11 @@
 """The mouse olfactory bulb: a small real tissue that comes with the package."""
 
 from importlib.resources import as_file, files
+from typing import Any
 
 import numpy as np
 from anndata import AnnData, read_h5ad
+from scipy.sparse import csr_matrix
 
 # The array's columns lie 21.7 px and its rows 24.0 px apart (a line fitted to array positions and pixels), the
 # photographs are slightly stretched. Both are 100 um, so the geometric mean is the diameter of a 100 um spot.
@@ -61,9 +63,9 @@ def mob() -> AnnData:
     with as_file(folder / "mob.h5ad") as path:
         adata = read_h5ad(path)
     # Packed as 16-bit integers; scanpy and scipy expect these types.
-    adata.X = adata.X.astype(np.float32)
-    adata.X.indices = adata.X.indices.astype(np.int32)
-    adata.obsm["spatial"] = adata.obsm["spatial"].astype(np.float64)
+    packed: Any = adata.X
+    adata.X = csr_matrix((packed.data.astype(np.float32), packed.indices.astype(np.int32), packed.indptr), packed.shape)
+    adata.obsm["spatial"] = np.asarray(adata.obsm["spatial"], dtype=np.float64)
     adata.uns["spatial"] = {}
     for section in adata.obs["section"].cat.categories:
         with (folder / f"{section}.jpg").open("rb") as file:

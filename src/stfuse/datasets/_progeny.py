@@ -23,8 +23,9 @@ def progeny(organism: Literal["human", "mouse"] = "human") -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        1,400 rows: `source` (the pathway), `target` (gene symbol) and `weight`, a pathway's
-        strongest genes first. This is the form that decoupler reads.
+        `source` (the pathway), `target` (gene symbol) and `weight`, a pathway's strongest genes first; the
+        form that decoupler reads. Human: 1,400 rows, 100 for each pathway. Mouse: 1,489 rows, because some
+        human genes have several counterparts.
 
     Raises
     ------
@@ -47,7 +48,7 @@ def progeny(organism: Literal["human", "mouse"] = "human") -> pd.DataFrame:
     >>> import stfuse
     >>> net = stfuse.datasets.progeny("mouse")
     >>> net.shape, net["source"].nunique()
-    ((1400, 3), 14)
+    ((1489, 3), 14)
     """
     if organism not in _ORGANISMS:
         raise ValueError(f"No PROGENy pathways for organism {organism!r}. There are: {', '.join(_ORGANISMS)}.")

@@ -361,7 +361,9 @@ def _principal_components(counts: csr_matrix, has_rna: np.ndarray, seed: int) ->
 
     n_comps = min(30, counts.shape[1], int(has_rna.sum()))
     scores = np.full((counts.shape[0], n_comps), np.nan, dtype=np.float32)
-    if n_comps:
+    if has_rna.sum() == 1:
+        scores[has_rna] = 0
+    elif n_comps:
         values = counts[has_rna].toarray()
         values *= 1e4 / np.maximum(values.sum(axis=1, keepdims=True), 1)
         scores[has_rna] = PCA(n_comps, random_state=seed).fit_transform(np.log1p(values, out=values))
