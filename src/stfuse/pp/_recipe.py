@@ -1,0 +1,178 @@
+"""The plain expression view: principal components of log-normalised counts."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scipy.sparse import csr_matrix, issparse
+
+from stfuse import _keys, _record, _views
+
+
+def rna_features(
+    data: Any,
+    *,
+    n_comps: int = 30,
+    n_top_genes: int = 2000,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    key_added: str = _keys.RNA,
+    table_key: str | None = None,
+    copy: bool = False,
+) -> Any:
+    """Describe the expression by principal components: the plain RNA view.
+
+    The usual recipe in one call, on a copy of the counts: genes are chosen by their variance
+    (`seurat_v3`, if there are more than `n_top_genes`), counts are scaled to 10,000 an observation and
+    log1p-transformed, and the principal components are taken. It is what a fusion method makes where no RNA
+    view is there. Better views (scVI, Harmony-corrected components) go into `obsm` under a key of their own.
+
+    Parameters
+    ----------
+    data
+        AnnData or SpatialData with raw counts; of a MuData pass the modality, `mdata["rna"]`.
+    n_comps
+        Number of components; fewer where there are fewer genes or observations.
+    n_top_genes
+        Number of genes that are used.
+    batch_key
+        Column of `obs` within whose groups gene variances are ranked.
+    layer
+        Layer that holds the counts. None = `X`.
+    key_added
+        Key of the result in `obsm` and of its record in `uns`.
+    table_key
+        SpatialData: which table.
+    copy
+        Whether to return a changed copy instead of changing `data`.
+
+    Returns
+    -------
+    None, or the changed copy. Written are
+
+    - `obsm[key_added]`: n x n_comps, float32. A row of NaN = an observation without any count
+    - `uns[key_added]`: the parameters
+
+    `X` and the layers stay as they are.
+
+    Raises
+    ------
+    ValueError
+        If there are negative, infinite or missing values, or fewer than two observations have counts.
+    KeyError
+        If the layer or the column is missing.
+
+    Warns
+    -----
+    UserWarning
+        If observations have no counts, with their number, or if the values are not whole numbers.
+
+    Notes
+    -----
+    The steps are those of `scanpy.pp.highly_variable_genes`, `normalize_total`, `log1p` and `pca`; the size of an
+    observation is its sum over all genes.
+
+    Examples
+    --------
+    >>> import stfuse
+    >>> adata = stfuse.datasets.mob()
+    >>> stfuse.pp.rna_features(adata)
+    >>> adata.obsm["X_pca"].shape
+    (1627, 30)
+    """
+    _keys.slots(key_added)  # refuses a key that h5ad can't hold
+    table: Any = _views.container(data, table_key)
+    if _views.is_mudata(table):
+        raise TypeError('rna_features takes AnnData or SpatialData: pass the modality, for example mdata["rna"].')
+    scores = rna_pca(table, n_comps, n_top_genes, batch_key, layer)
+    record = {"n_comps": scores.shape[1], "n_top_genes": n_top_genes, "batch_key": batch_key, "layer": layer}
+    target = _record.copy_of(data, table_key) if copy else data
+    _record.write(target, obsm={key_added: scores}, uns={key_added: record}, table_key=table_key)
+    return target if copy else None
+
+
+def rna_pca(
+    adata: AnnData, n_comps: int = 30, n_top_genes: int = 2000, batch_key: str | None = None, layer: str | None = None
+) -> np.ndarray:
+    """Compute what `rna_features` writes into `obsm` and change nothing."""
+    import scanpy as sc
+
+    for name, value in (("n_comps", n_comps), ("n_top_genes", n_top_genes)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}.")
+    counts = _read_counts(adata, layer)
+    total = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    present = total > 0
+    if present.sum() < 2:
+        raise ValueError(
+            f"Only {present.sum()} of {adata.n_obs} observations have counts: there is nothing to compare."
+        )
+    batch = None if batch_key is None else _views.read_column(adata, batch_key)[present]
+    counts, total = counts[present], total[present]
+    if counts.shape[1] > n_top_genes:
+        counts = counts[:, _variable_genes(counts, n_top_genes, batch)]
+    normalised = csr_matrix(counts, dtype=np.float32, copy=True)
+    normalised.data *= np.repeat((1e4 / total).astype(np.float32), np.diff(normalised.indptr))
+    np.log1p(normalised.data, out=normalised.data)
+
+    scores = np.full((adata.n_obs, min(n_comps, min(normalised.shape) - 1 or 1)), np.nan, dtype=np.float32)
+    # In small data a dense decomposition is exact and needs no start vector.
+    matrix = normalised.toarray() if min(normalised.shape) <= 50 else normalised
+    scores[present] = sc.pp.pca(matrix, n_comps=scores.shape[1], random_state=0)
+    if not present.all():
+        warnings.warn(
+            f"{(~present).sum()} of {adata.n_obs} observations have no counts: their expression features are NaN, "
+            "that is, missing.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return scores
+
+
+def _read_counts(adata: AnnData, layer: str | None) -> csr_matrix:
+    where = "X" if layer is None else f"layers[{layer!r}]"
+    if layer is not None and layer not in adata.layers:
+        there = [str(name) for name in adata.layers.keys() if name is not None]
+        raise KeyError(f"No layer {layer!r}. There is: {', '.join(there) or 'nothing'}.")
+    values: Any = adata.X if layer is None else adata.layers[layer]
+    if values is None or 0 in values.shape:
+        raise ValueError(f"{where} is empty: there are no counts to make expression features from.")
+    counts = csr_matrix(values if issparse(values) else np.asarray(values))
+    mend = "Expression features are made from raw counts: put them into X or a layer, or name features with rna_key=."
+    if not np.isfinite(counts.data).all():
+        raise ValueError(f"{where} has missing or infinite values. {mend}")
+    if (counts.data < 0).any():
+        raise ValueError(f"{where} has negative values, so it holds no counts (scaled data?). {mend}")
+    if counts.dtype.kind == "f" and (counts.data != np.rint(counts.data)).any():
+        warnings.warn(
+            f"{where} has values that are not whole numbers: if it is normalised already, the features are distorted. "
+            + mend,
+            UserWarning,
+            stacklevel=3,
+        )
+    return counts
+
+
+def _variable_genes(counts: csr_matrix, n_top_genes: int, batch: Any) -> np.ndarray:
+    import pandas as pd
+    import scanpy as sc
+
+    # The trend of variance on mean can't be fitted to genes that never occur.
+    seen = np.flatnonzero(np.bincount(counts.indices, weights=counts.data, minlength=counts.shape[1]) > 0)
+    if len(seen) <= n_top_genes:
+        return seen
+    obs = pd.DataFrame(index=pd.RangeIndex(counts.shape[0]).astype(str))
+    if batch is not None:
+        obs["batch"] = pd.Categorical(batch.astype(str).to_numpy())
+    small = AnnData(counts[:, seen].astype(np.float32), obs=obs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that values are no integers was said above
+        table = sc.pp.highly_variable_genes(
+            small,
+            flavor="seurat_v3",
+            n_top_genes=n_top_genes,
+            batch_key=None if batch is None else "batch",
+            inplace=False,
+        )
+    return seen[table["highly_variable"].to_numpy()]
