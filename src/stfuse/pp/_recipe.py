@@ -59,7 +59,8 @@ def rna_features(
     Raises
     ------
     ValueError
-        If there are negative, infinite or missing values, or fewer than two observations have counts.
+        If there are negative, infinite or missing values, fewer than two genes, or fewer than two observations with
+        counts.
     KeyError
         If the layer or the column is missing.
 
@@ -116,7 +117,7 @@ def rna_pca(
     normalised.data *= np.repeat((1e4 / total).astype(np.float32), np.diff(normalised.indptr))
     np.log1p(normalised.data, out=normalised.data)
 
-    scores = np.full((adata.n_obs, min(n_comps, min(normalised.shape) - 1 or 1)), np.nan, dtype=np.float32)
+    scores = np.full((adata.n_obs, min(n_comps, min(normalised.shape) - 1)), np.nan, dtype=np.float32)
     # In small data a dense decomposition is exact and needs no start vector.
     matrix = normalised.toarray() if min(normalised.shape) <= 50 else normalised
     scores[present] = sc.pp.pca(matrix, n_comps=scores.shape[1], random_state=0)
@@ -138,6 +139,8 @@ def _read_counts(adata: AnnData, layer: str | None) -> csr_matrix:
     values: Any = adata.X if layer is None else adata.layers[layer]
     if values is None or 0 in values.shape:
         raise ValueError(f"{where} is empty: there are no counts to make expression features from.")
+    if values.shape[1] < 2:
+        raise ValueError(f"{where} has one gene: shares of a total need at least two genes.")
     counts = csr_matrix(values if issparse(values) else np.asarray(values))
     mend = "Expression features are made from raw counts: put them into X or a layer, or name features with rna_key=."
     if not np.isfinite(counts.data).all():
