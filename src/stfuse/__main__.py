@@ -1,0 +1,67 @@
+"""Command line: ``python -m stfuse demo --out DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the commands."""
+    top = argparse.ArgumentParser(
+        prog="python -m stfuse", description="Fuse histology images and spatial transcriptomics into shared codes."
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        help="fuse four bundled sections of mouse olfactory bulb and write a report",
+        description="Take the bundled mouse olfactory bulb from photographs and counts to fused domains, neighbourhoods "
+        "and pathways. Writes mob.h5ad, the figures and report.html into DIR. Needs no network.",
+    )
+    demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into, made if missing")
+    demo.add_argument("--seed", type=int, default=0, help="seed of everything that is random (default: %(default)s)")
+    return top
+
+
+def check_folder(out: Path) -> str | None:
+    """Make the folder and say what is wrong with it, before minutes are spent on computing."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return None
+    except OSError as error:
+        return f"cannot write into {str(out)!r}: {error.strerror or error}. Name another folder with --out."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status."""
+    command_line = parser()
+    options = command_line.parse_args(arguments)
+    if options.seed < 0:
+        command_line.error(f"--seed must not be negative, got {options.seed}.")
+    problem = check_folder(options.out)
+    if problem:
+        command_line.error(problem)
+
+    import matplotlib as mpl
+    from tqdm.auto import tqdm
+
+    from stfuse._demo._pipeline import Settings, run
+
+    # nobody looks at windows here, and there may be no screen
+    mpl.use("agg")
+    # squidpy and spatialdata tell of every graph they make; the report does it better
+    logging.disable(logging.INFO)
+    try:
+        run(options.out, Settings(seed=options.seed), say=tqdm.write)
+    finally:
+        logging.disable(logging.NOTSET)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

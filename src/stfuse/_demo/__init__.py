@@ -1,0 +1,1 @@
+"""The tour behind ``python -m stfuse demo``: steps, figures and the report."""

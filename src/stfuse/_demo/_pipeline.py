@@ -1,0 +1,310 @@
+"""The steps of the demo, one function each, in the order in which the report tells them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stfuse import _keys, datasets, metrics, pp, tl
+from stfuse._progress import progress
+
+SLOTS = _keys.slots("cameo")
+SECTION, LAYER, LOGGED = "section", "layer", "log1p"
+# PROGENy recommends 100 targets a pathway; the bundled sections measure 1,000 genes and keep at most ten of them
+MIN_TARGETS = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be changed about the tour."""
+
+    seed: int = 0
+    n_clusters: int = 4
+    max_epochs: int | None = None
+    n_permutations: int = 1000
+    n_neighbors: int = 10
+
+
+@dataclass
+class Tour:
+    """The object on its way through the steps, and what the report needs beside it."""
+
+    settings: Settings
+    adata: AnnData
+    rivals: pd.DataFrame = field(default_factory=pd.DataFrame)
+    comparison: pd.DataFrame = field(default_factory=pd.DataFrame)
+    enrichment: pd.DataFrame = field(default_factory=pd.DataFrame)
+    targets: pd.Series = field(default_factory=lambda: pd.Series(dtype=int))
+    activity: pd.DataFrame = field(default_factory=pd.DataFrame)
+    padj: pd.DataFrame = field(default_factory=pd.DataFrame)
+    pathways: pd.DataFrame = field(default_factory=pd.DataFrame)
+    unanimous: pd.DataFrame = field(default_factory=pd.DataFrame)
+    markers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    search: pd.DataFrame = field(default_factory=pd.DataFrame)
+    queries: list[Query] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def domains(self) -> pd.Series:
+        """The fused domains, categorical."""
+        return self.adata.obs[SLOTS.domain]
+
+    @property
+    def layer_order(self) -> list[str]:
+        """The known layers from the middle of the tissue outwards."""
+        return inside_out(self.adata, self.adata.obs[LAYER])
+
+    @property
+    def top_pathway(self) -> str:
+        """The pathway that differs most between domains."""
+        return str((self.pathways.max() - self.pathways.min()).idxmax())
+
+
+@dataclass(frozen=True)
+class Query:
+    """One image patch and how similar the RNA of every spot in another section is to it."""
+
+    spot: str
+    domain: str
+    section: str
+    target: str
+    similarity: pd.Series
+
+
+def measure_image(tour: Tour) -> None:
+    """H&E to numbers: one row of colour and texture statistics a spot."""
+    pp.image_features(tour.adata, library_key=SECTION)
+
+
+def fuse(tour: Tour) -> None:
+    """Both views to one code; the expression view is made from the counts by the default recipe."""
+    settings = tour.settings
+    # a section's staining and depth are no biology: each section is centred on its own mean
+    tl.cameo(tour.adata, library_key=SECTION, batch_key=SECTION, max_epochs=settings.max_epochs, seed=settings.seed)
+
+
+def find_domains(tour: Tour) -> None:
+    """Cluster the fused code and name the domains from the middle of the tissue outwards."""
+    adata, settings = tour.adata, tour.settings
+    tl.domains(adata, use_rep=SLOTS.fused, n_clusters=settings.n_clusters, library_key=SECTION, seed=settings.seed)
+    adata.obs[SLOTS.domain] = from_inside_out(adata, adata.obs[SLOTS.domain])
+
+
+def inside_out(adata: AnnData, labels: pd.Series) -> list[str]:
+    """Order groups by how far their spots lie from the middle of their section on average."""
+    xy = pd.DataFrame(np.asarray(adata.obsm[_keys.SPATIAL])[:, :2], index=adata.obs_names)
+    middle = xy.groupby(adata.obs[SECTION], observed=True).transform("median")
+    radius = np.sqrt(((xy - middle) ** 2).sum(axis=1))
+    return list(radius.groupby(labels.astype(str)).mean().sort_values().index)
+
+
+def from_inside_out(adata: AnnData, labels: pd.Series) -> pd.Categorical:
+    """Rename groups D1, D2, ... from the middle outwards, because cluster numbers mean nothing."""
+    names = {old: f"D{i}" for i, old in enumerate(inside_out(adata, labels), start=1)}
+    return pd.Categorical(labels.astype(str).map(names), categories=list(names.values()))
+
+
+def compare(tour: Tour) -> None:
+    """Score the domains against the known layers, beside those of each view alone and of both side by side."""
+    adata, settings = tour.adata, tour.settings
+    section = adata.obs[SECTION]
+    # an object of its own, so that mob.h5ad keeps only what a user would want
+    other = AnnData(obs=adata.obs[[SECTION]].copy(), uns={"spatial": adata.uns["spatial"]})
+    other.obsm.update({key: adata.obsm[key] for key in (_keys.SPATIAL, _keys.RNA, _keys.IMAGE)})
+    tl.concat(other, library_key=SECTION, batch_key=SECTION, seed=settings.seed)
+    # every rival gets the centring that the fusion got
+    other.obsm[_keys.RNA] = centred(np.asarray(adata.obsm[_keys.RNA]), section)
+    other.obsm["X_image_pca"] = standardised_pca(centred(np.asarray(adata.obsm[_keys.IMAGE]), section), settings.seed)
+    found = {"Fused (CAMEO)": tour.domains}
+    for name, rep in {"RNA alone": _keys.RNA, "Image alone": "X_image_pca", "Side by side": "X_concat"}.items():
+        tl.domains(
+            other,
+            use_rep=rep,
+            n_clusters=settings.n_clusters,
+            library_key=SECTION,
+            key_added="found",
+            seed=settings.seed,
+        )
+        found[name] = pd.Series(from_inside_out(adata, other.obs["found"]), index=adata.obs_names)
+    tour.rivals = pd.DataFrame(found)
+    scores = {name: metrics.domain_scores(adata.obs[LAYER], labels) for name, labels in found.items()}
+    tour.comparison = pd.DataFrame(scores).T.rename(columns=str.upper)[["ARI", "NMI"]]
+
+
+def centred(features: np.ndarray, section: pd.Series) -> np.ndarray:
+    """Take the mean of its section from every row."""
+    table = pd.DataFrame(features, index=section.index)
+    return (table - table.groupby(section, observed=True).transform("mean")).to_numpy()
+
+
+def standardised_pca(features: np.ndarray, seed: int, n_components: int = 20) -> np.ndarray:
+    """Principal components of standardised features, as one would use the image on its own."""
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    scaled = StandardScaler().fit_transform(features)
+    return PCA(min(n_components, *scaled.shape), random_state=seed).fit_transform(scaled).astype(np.float32)
+
+
+def neighbourhoods(tour: Tour) -> None:
+    """Which domains touch more often than chance: squidpy on a graph of touching spots within each section."""
+    import squidpy as sq
+
+    adata, settings = tour.adata, tour.settings
+    sq.gr.spatial_neighbors_grid(adata, n_neighs=4, library_key=SECTION)
+    sq.gr.nhood_enrichment(
+        adata,
+        SLOTS.domain,
+        library_key=SECTION,
+        n_perms=settings.n_permutations,
+        seed=settings.seed,
+        show_progress_bar=False,
+    )
+    names = tour.domains.cat.categories
+    zscore = adata.uns[f"{SLOTS.domain}_nhood_enrichment"]["zscore"]
+    tour.enrichment = pd.DataFrame(zscore, index=names, columns=names)
+
+
+def log_normalise(tour: Tour) -> None:
+    """Keep the counts in X and put log-normalised expression beside them."""
+    import scanpy as sc
+
+    logged = AnnData(tour.adata.X, obs=tour.adata.obs[[]], var=tour.adata.var[[]]).copy()
+    sc.pp.normalize_total(logged, target_sum=1e4)
+    sc.pp.log1p(logged)
+    tour.adata.layers[LOGGED] = logged.X
+
+
+def pathway_activity(tour: Tour) -> None:
+    """PROGENy activities a spot (decoupler, univariate linear model), then their mean in each domain."""
+    import decoupler as dc
+
+    adata, net = tour.adata, datasets.progeny("mouse")
+    tour.targets = net.loc[net["target"].isin(adata.var_names)].groupby("source")["target"].nunique()
+    tour.targets = tour.targets.reindex(sorted(net["source"].unique()), fill_value=0)
+    logged = adata.to_df(layer=LOGGED)
+    score, padj = dc.mt.ulm(logged, net, tmin=MIN_TARGETS)
+    adata.obsm["score_progeny"] = tour.activity = score.reindex(adata.obs_names)
+    adata.obsm["padj_progeny"] = tour.padj = padj.reindex(adata.obs_names)
+    tour.pathways, tour.unanimous = by_domain(tour.activity, tour.domains, adata.obs[SECTION])
+
+
+def by_domain(score: pd.DataFrame, domain: pd.Series, section: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean standardised score a domain, and whether its sign is the same in every section that has the domain."""
+    # standardised within a section, so that a section's staining or depth cannot pass for biology
+    groups = score.groupby(section, observed=True)
+    z = (score - groups.transform("mean")) / groups.transform("std").replace(0.0, np.nan)
+    z = z.fillna(0.0)
+    mean = z.groupby(domain, observed=True).mean()
+    each = z.groupby([domain, section], observed=True).mean()
+    same = np.sign(each) == np.sign(mean.reindex(each.index.get_level_values(0)).to_numpy())
+    return mean, same.groupby(level=0, observed=True).all()
+
+
+def marker_genes(tour: Tour, n_genes: int = 5) -> None:
+    """Genes that set each domain apart from the rest (Wilcoxon rank sum)."""
+    import scanpy as sc
+
+    adata = tour.adata
+    sc.tl.rank_genes_groups(adata, SLOTS.domain, layer=LOGGED, use_raw=False, method="wilcoxon", pts=True)
+    table = sc.get.rank_genes_groups_df(adata, group=None)
+    table["group"] = pd.Categorical(table["group"], categories=tour.domains.cat.categories)
+    table = table[table["logfoldchanges"] > 0].sort_values(["group", "scores"], ascending=[True, False])
+    tour.markers = table.groupby("group", observed=True).head(n_genes).reset_index(drop=True)
+
+
+def search_across_views(tour: Tour) -> None:
+    """From an image patch to RNA spots of the other sections, by cosine of the shared codes."""
+    adata, settings = tour.adata, tour.settings
+    image, rna = (unit_rows(np.asarray(adata.obsm[key])) for key in (SLOTS.image, SLOTS.rna))
+    similarity = image @ rna.T
+    section = adata.obs[SECTION].astype(str).to_numpy()
+    elsewhere = np.where(section[:, None] == section[None, :], -np.inf, similarity)
+    k = settings.n_neighbors
+    top = np.argpartition(-elsewhere, k, axis=1)[:, :k]
+    known = adata.obs[LAYER].astype(str).to_numpy()
+    chance = pd.Series(known).map(pd.Series(known).value_counts(normalize=True)).to_numpy()
+    result = pd.DataFrame({"layer": known, "hit": (known[top] == known[:, None]).mean(axis=1), "chance": chance})
+    tour.search = result.groupby("layer").mean()
+    tour.search.loc["All spots"] = result[["hit", "chance"]].mean()
+    tour.queries = draw_queries(tour, similarity, section)
+
+
+def unit_rows(codes: np.ndarray) -> np.ndarray:
+    """Scale rows to length one."""
+    return codes / np.maximum(np.linalg.norm(codes, axis=1, keepdims=True), 1e-12)
+
+
+def draw_queries(tour: Tour, similarity: np.ndarray, section: np.ndarray) -> list[Query]:
+    """Draw one spot a domain at random from the first section; the last section is searched."""
+    rng = np.random.default_rng(tour.settings.seed)
+    names = sorted(set(section))
+    first, last = names[0], names[-1]
+    inside = np.flatnonzero(section == last)
+    found = []
+    for domain in tour.domains.cat.categories:
+        rows = np.flatnonzero((section == first) & (tour.domains == domain).to_numpy())
+        if rows.size == 0:
+            continue
+        row = int(rng.choice(rows))
+        values = pd.Series(similarity[row, inside], index=tour.adata.obs_names[inside])
+        found.append(Query(str(tour.adata.obs_names[row]), domain, first, last, values))
+    return found
+
+
+def draw(tour: Tour, out: Path) -> None:
+    """Draw every figure."""
+    from stfuse._demo._figures import draw_all
+
+    tour.figures = draw_all(tour, out)
+
+
+def write_object(tour: Tour, out: Path) -> None:
+    """Write the object with everything that was computed."""
+    tour.adata.write_h5ad(out / "mob.h5ad", compression="gzip")
+
+
+STEPS: tuple[tuple[str, Callable[[Tour], None]], ...] = (
+    ("Measure the H&E around every spot", measure_image),
+    ("Fuse image and RNA", fuse),
+    ("Find domains in the fused code", find_domains),
+    ("Compare with each view alone", compare),
+    ("Ask which domains are neighbours", neighbourhoods),
+    ("Normalise the counts", log_normalise),
+    ("Estimate pathway activity", pathway_activity),
+    ("Rank marker genes", marker_genes),
+    ("Search RNA with image patches", search_across_views),
+)
+
+
+def run(
+    out: Path, settings: Settings | None = None, data: AnnData | None = None, say: Callable[[str], None] = print
+) -> Path:
+    """Run the whole tour and return the path of the report; ``say`` gets a line a step."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    tour = Tour(settings or Settings(), datasets.mob() if data is None else data.copy())
+    tour.seconds["Load four sections of mouse olfactory bulb"] = time.perf_counter() - began
+    final: tuple[tuple[str, Callable[[Tour], None]], ...] = (
+        ("Draw the figures", lambda t: draw(t, out)),
+        ("Write mob.h5ad", lambda t: write_object(t, out)),
+    )
+    steps = (*STEPS, *final)
+    for number, (title, step) in enumerate(progress(steps, desc="stfuse demo"), start=1):
+        say(f"[{number:2d}/{len(steps)}] {title}")
+        started = time.perf_counter()
+        step(tour)
+        tour.seconds[title] = time.perf_counter() - started
+    from stfuse._demo._report import write_report
+
+    report = write_report(tour, out / "report.html")
+    say(f"Done in {time.perf_counter() - began:.0f} s. Open {report}")
+    return report

@@ -1,0 +1,324 @@
+"""The report of the demo: what was done and seen, in plain words, on one page."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stfuse._demo import _html
+from stfuse._demo._html import Section, code, folded, paragraph, picture
+from stfuse._demo._pipeline import LAYER, MIN_TARGETS, SECTION, SLOTS
+from stfuse._demo._words import fusion_words, pathway_words, percent, score_words, search_words, signed
+
+if TYPE_CHECKING:
+    from stfuse._demo._pipeline import Tour
+
+NUMBERS = {1: "One", 2: "Two", 3: "Three", 4: "Four"}
+
+GO_ON = """
+import scanpy as sc
+import squidpy as sq
+import stfuse
+
+adata = sc.read_h5ad("mob.h5ad")                       # counts in X, everything below in obs, obsm and uns
+stfuse.pl.spatial(adata, color="cameo_domain", library_key="section")
+sc.tl.umap(adata, neighbors_key="cameo_neighbors")     # a map of the fused code
+sc.pl.umap(adata, color=["cameo_domain", "layer"])
+sq.pl.nhood_enrichment(adata, cluster_key="cameo_domain")
+
+# Your own section: counts in X, the photograph where squidpy puts it. One call makes both views and fuses them.
+mine = sq.read.visium("path/to/spaceranger/outs")
+stfuse.tl.cameo(mine)
+stfuse.tl.domains(mine, use_rep="X_cameo", n_clusters=7)
+
+# Few spots with both views? Hide pairs on purpose and see what is lost.
+stfuse.pp.hide_pairs(adata, fraction=0.6, seed=0)
+stfuse.tl.cameo(adata, library_key="section", batch_key="section", paired_key="paired", key_added="few")
+"""
+
+
+def write_report(tour: Tour, path: Path) -> Path:
+    """Write the page and return its path."""
+    sections = [
+        tissue(tour),
+        comparison(tour),
+        training(tour),
+        neighbours(tour),
+        pathways(tour),
+        markers(tour),
+        search(tour),
+        Section("go-on", "Go on", "Go on from here", code(GO_ON)),
+        provenance(tour),
+    ]
+    title = "Mouse olfactory bulb, image and RNA as one"
+    foot = paragraph(
+        "Written by <code>python -m stfuse demo</code>. Data: Spatial Transcriptomics of the mouse olfactory bulb, from the "
+        "R package STUtility (Bergenstråhle et al. 2020, MIT License). Pathways: PROGENy (Apache License 2.0)."
+    )
+    path.write_text(_html.page(f"stfuse: {title}", head(tour, title), sections, foot), encoding="utf-8")
+    return path
+
+
+def head(tour: Tour, title: str) -> str:
+    """Say in a few lines what this is."""
+    adata = tour.adata
+    sections = adata.obs[SECTION].nunique()
+    lead = (
+        f"{NUMBERS.get(sections, sections)} thin slices of brain, each photographed under the microscope and read out gene by gene on a grid of "
+        "spots. The photograph shows how the tissue is built, the RNA what its cells are doing. CAMEO learns one code for "
+        "each spot from both. This page shows what that code finds, and where it does not help."
+    )
+    best = tour.comparison["ARI"]
+    numbers = {
+        "spots with both views": f"{adata.n_obs:,}",
+        "genes counted": f"{adata.n_vars:,}",
+        "image features a spot": str(np.shape(adata.obsm["X_image"])[1]),
+        "numbers in the fused code": str(np.shape(adata.obsm[SLOTS.fused])[1]),
+        "agreement of fused domains with known layers (ARI, 1 = same)": f"{best['Fused (CAMEO)']:.2f}",
+        "from start to figures": f"{sum(tour.seconds.values()):.0f} s",
+    }
+    steps = [
+        "Every spot's patch of the H&amp;E photograph becomes a row of colour and texture statistics "
+        "(<code>stfuse.pp.image_features</code>).",
+        "Its RNA counts become principal components, and CAMEO fuses the two views "
+        "(<code>stfuse.tl.cameo</code>). Features are centred within each section, because staining and sequencing depth differ "
+        "between slides. No layer label is used.",
+        f"Spots with similar codes become {len(tour.domains.cat.categories)} domains (<code>stfuse.tl.domains</code>), as "
+        "many as there are known layers. They are numbered from the middle of the tissue outwards, so that D1 is innermost.",
+        "squidpy, decoupler and scanpy then work on these domains as on any other annotation.",
+    ]
+    return (
+        f'<p class="kicker">stfuse demo</p>\n<h1>{title}</h1>\n{paragraph(lead, "lead")}\n{_html.facts(numbers)}\n'
+        f"<h3>What was done</h3>\n{_html.bullets(steps)}"
+    )
+
+
+def tissue(tour: Tour) -> Section:
+    """Show photographs beside domains, and what the domains consist of."""
+    names = list(tour.adata.obs[SECTION].cat.categories)
+    shares = pd.crosstab(tour.domains, tour.adata.obs[SECTION], normalize="columns")
+    pictures = "".join(
+        picture(
+            tour.figures[f"tissue_{name}"],
+            f"Section {name}: the H&E photograph, and the same photograph with every spot coloured by its fused domain.",
+            f"<b>{name}.</b> From the inside out: "
+            + ", ".join(f"{domain} {percent(share)}" for domain, share in shares[name].items())
+            + " of the spots.",
+        )
+        for name in names
+    )
+    domains, layers = tour.domains, tour.adata.obs[LAYER]
+    overlap = pd.crosstab(domains, layers, normalize="index")[tour.layer_order]
+    content = pd.DataFrame({"Spots": domains.value_counts(sort=False).map("{:,}".format)})
+    content["Mostly"] = [f"{row.idxmax()} ({percent(row.max())})" for _, row in overlap.iterrows()]
+    for name in names:
+        content[f"of {name}"] = shares[name].map(percent)
+    body = (
+        paragraph(
+            "All sections were clustered together, so a colour means the same domain everywhere. The four layers of the "
+            "bulb lie around each other like the skins of an onion: granule cells (GCL) in the middle, then mitral cells "
+            "(MCL), glomeruli (GL) and the olfactory nerve (ONL) outside. In the photographs the granule cells are the dense, dark "
+            "middle; look whether the colours follow the rings around it, and whether all sections tell the same."
+        )
+        + f'<div class="pair">{pictures}</div>'
+        + _html.table(
+            content,
+            "Size of each domain, the known layer most of its spots lie in, and its share of each section",
+            "Domain",
+        )
+        + folded(
+            "How every domain divides among the known layers",
+            _html.table(overlap.map(percent), "Share of a domain's spots that lie in each known layer", "Domain"),
+        )
+    )
+    return Section("tissue", "Tissue", "The tissue and its fused domains", body)
+
+
+def comparison(tour: Tour) -> Section:
+    """Compare with single views, and say what the comparison can't show."""
+    body = (
+        paragraph(score_words(tour.comparison))
+        + picture(
+            tour.figures["comparison"],
+            "Two bar charts with the adjusted Rand index and the normalised mutual information of four ways of finding domains; the table below has the numbers.",
+            "<b>Agreement with the known layers.</b> 0 is chance, 1 the same partition. Every code was centred, clustered "
+            "and smoothed in the same way, with the same number of domains and the same seed. Differences below 0.03 are noise.",
+            "small",
+        )
+        + _html.table(
+            tour.comparison.sort_values("ARI", ascending=False).map("{:.3f}".format),
+            "Agreement of domains with the known layers",
+            "Domains from",
+        )
+        + picture(
+            tour.figures["rivals"],
+            f"Section {tour.adata.obs[SECTION].cat.categories[0]} six times: photograph, domains from the image alone, RNA alone, both side by side, the fused code, and the known layers.",
+            "<b>One section, four answers and the known layers.</b> Colours go from the inside out in every panel. "
+            "Look for rings that are closed, and for single spots of a wrong colour.",
+        )
+        + paragraph(
+            "<b>Read this with care.</b> The known layers were transferred by a classifier that looks at RNA only. That "
+            "favours every method that sees RNA: the fair use of these labels is to judge the image. And four sections "
+            "of one tissue cannot rank methods.",
+            "note",
+        )
+    )
+    return Section("comparison", "Comparison", "Does looking twice help?", body)
+
+
+def training(tour: Tour) -> Section:
+    """Show training and what held-out pairs said."""
+    body = paragraph(fusion_words(tour.adata.uns[SLOTS.record])) + picture(
+        tour.figures["history"],
+        "Curves of the training history of CAMEO over epochs.",
+        "<b>Training.</b> Losses on the observations that are learned from, and scores on pairs that were held out: "
+        "training stops when the held-out pairs no longer gain.",
+    )
+    return Section("training", "Training", "What training said", body)
+
+
+def neighbours(tour: Tour) -> Section:
+    """Show squidpy's neighbourhood enrichment on the domains."""
+    z = tour.enrichment
+    apart = z.where(~pd.DataFrame([[a == b for b in z] for a in z.index], z.index, z.columns)).stack()
+    close, far = apart.idxmax(), apart.idxmin()
+    body = (
+        paragraph(
+            "For each pair of domains squidpy counts how often their spots touch and compares that with shuffled domains "
+            f"in the same section. Two different domains touch most often, compared with chance, where {close[0]} meets {close[1]} "
+            f"(z&nbsp;=&nbsp;{signed(apart.max())}), and avoid each other most where it would be {far[0]} beside {far[1]} "
+            f"(z&nbsp;=&nbsp;{signed(apart.min())})."
+        )
+        + picture(
+            tour.figures["neighbours"],
+            "Heat map of neighbourhood enrichment z-scores between the domains; the folded table below has the numbers.",
+            "<b>Who lies beside whom.</b> Red pairs touch more often than chance, blue ones less. Nested rings show as "
+            "a red diagonal with the next ring beside it and blue in the corners. The diagonal is flattered: domains were "
+            "smoothed over neighbours before.",
+            "small",
+        )
+        + folded("The numbers", _html.table(z.map(signed), "Neighbourhood enrichment z-scores", "Domain"))
+    )
+    return Section("neighbours", "Neighbours", "Which domains are neighbours", body)
+
+
+def pathways(tour: Tour) -> Section:
+    """Show pathway activities, and how few genes carry them."""
+    top = tour.top_pathway
+    measured = tour.targets.rename("Genes measured").to_frame()
+    measured["Scored"] = ["yes" if n >= MIN_TARGETS else "no" for n in tour.targets]
+    body = (
+        paragraph(
+            "PROGENy reads a pathway's activity off the genes that answer to it, here with decoupler's univariate linear "
+            "model on the log-normalised counts. Scores are compared inside each section, then averaged over each domain."
+        )
+        + paragraph(pathway_words(tour), "note")
+        + picture(
+            tour.figures["pathways"],
+            "Heat map of mean pathway activity by domain; the folded table below has the numbers.",
+            "<b>Pathways by domain.</b> Red is above the section's average, blue below, in standard deviations between spots. "
+            "A star means that every section agrees on the sign.",
+            "small",
+        )
+        + picture(
+            tour.figures["top_pathway"],
+            f"Activity of {top} on the spots of every section.",
+            f"<b>{top} on the tissue,</b> the pathway that differs most between domains. Look whether bright spots fall "
+            "together in the same ring of all sections.",
+            "medium",
+        )
+        + folded(
+            "The numbers",
+            _html.table(tour.pathways.T.map(lambda v: signed(v, 2)), "Mean standardised activity", "Pathway")
+            + _html.table(measured, "How many of each pathway's 100 genes are among those measured", "Pathway"),
+        )
+    )
+    return Section("pathways", "Pathways", "What the domains are doing", body)
+
+
+def markers(tour: Tour) -> Section:
+    """List the genes that mark each domain."""
+    best = tour.markers.assign(
+        shown=[f"{g} ({signed(f)})" for g, f in zip(tour.markers["names"], tour.markers["logfoldchanges"], strict=True)]
+    )
+    table = best.groupby("group", observed=True)["shown"].agg(", ".join).rename("Genes (log2 fold change)").to_frame()
+    body = (
+        paragraph(
+            "scanpy ranks genes by how clearly they are higher in a domain than in the rest (Wilcoxon rank sum). Domains were "
+            "found with the same RNA, so p-values would mean little and are left out; order and size of the "
+            "differences are what to look at."
+        )
+        + _html.table(table, "The genes that mark each domain most clearly", "Domain")
+        + picture(
+            tour.figures["markers"],
+            "The first marker gene of every domain on the spots of one section.",
+            "<b>First marker of each domain</b> (log-normalised expression, yellow is high, limits of its own in every panel). "
+            "It should light up where the domain lies.",
+            "medium",
+        )
+    )
+    return Section("markers", "Markers", "The genes that mark them", body)
+
+
+def search(tour: Tour) -> Section:
+    """Show cross-view search."""
+    rate = tour.search.map(percent)
+    rate.columns = [f"same layer among {tour.settings.n_neighbors} found", "by chance"]
+    pictures = "".join(
+        picture(
+            tour.figures[f"search_{query.domain}"],
+            f"An image patch of {query.section} in domain {query.domain}, and a map of {query.target} with the similarity "
+            "of every spot's RNA to the patch.",
+            f"<b>A patch in {query.domain} asks.</b> Spots of {query.target} are bright where their RNA code resembles the "
+            "code of the framed patch; the ten nearest are ringed.",
+        )
+        for query in tour.queries
+    )
+    body = (
+        paragraph(search_words(tour))
+        + paragraph(
+            "The patches below were drawn at random, one in each domain, so some searches fail. Look whether the bright zone is "
+            "the ring that the patch comes from."
+        )
+        + f'<div class="pair">{pictures}</div>'
+        + _html.table(rate, "From image patches to RNA in the other sections, by known layer of the patch", "Layer")
+    )
+    return Section("search", "Search", "Searching RNA with a picture", body)
+
+
+def provenance(tour: Tour) -> Section:
+    """Say what would be needed to repeat it."""
+    record = tour.adata.uns[SLOTS.record]
+    params = pd.Series({k: str(v) for k, v in record["params"].items()}, name="Value").to_frame()
+    seconds = pd.Series(tour.seconds, name="Seconds").map("{:.1f}".format).to_frame()
+    versions = pd.Series({"python": python_version()} | record["versions"] | more_versions(), name="Version").to_frame()
+    body = (
+        paragraph(
+            "Everything stands in <code>mob.h5ad</code>: counts in <code>X</code>, log-normalised expression in "
+            f"<code>layers['log1p']</code>, codes in <code>obsm['{SLOTS.fused}']</code>, <code>obsm['{SLOTS.image}']</code> and "
+            f"<code>obsm['{SLOTS.rna}']</code>, domains in <code>obs['{SLOTS.domain}']</code>, pathway activities in "
+            f"<code>obsm['score_progeny']</code>, and the record of the fusion in <code>uns['{SLOTS.record}']</code>. The figures "
+            f"lie beside this page as PNG files. Seed: {tour.settings.seed}. The same seed gives the same numbers again on the "
+            "same machine."
+        )
+        + _html.table(seconds, "Time for each step, first use of each library included", "Step")
+        + folded("Versions", _html.table(versions, "Versions", "Package"))
+        + folded("Parameters of the fusion", _html.table(params, "Parameters of stfuse.tl.cameo", "Parameter"))
+    )
+    return Section("provenance", "Provenance", "How this page was made", body)
+
+
+def more_versions() -> dict[str, str]:
+    """Versions of the packages that worked after the fusion."""
+    found = {}
+    for name in ("squidpy", "decoupler", "matplotlib"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

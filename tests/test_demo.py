@@ -1,0 +1,278 @@
+import subprocess
+import sys
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import stfuse
+from stfuse.__main__ import main
+from stfuse._demo import _html, _pipeline, _words
+
+
+def small_tissue(n_obs: int = 240, seed: int = 0) -> ad.AnnData:
+    """Two small sections with photographs, layers, and gene names that PROGENy knows."""
+    adata = stfuse.datasets.synthetic_tissue(
+        n_obs, n_sections=2, n_classes=(3, 1, 1), n_genes=120, lattice="square", pca=False, seed=seed
+    )
+    genes = stfuse.datasets.progeny("mouse").groupby("source").head(10)["target"].drop_duplicates()
+    adata.var_names = list(genes[:120])
+    adata.obs["layer"] = pd.Categorical("L" + adata.obs["class_shared"].astype(str))
+    adata.obsm["spatial"] = adata.obsm["spatial"] + 100.0
+    del adata.obsm["X_image"]
+    adata.uns["spatial"] = {}
+    rng = np.random.default_rng(seed)
+    for section in adata.obs["section"].cat.categories:
+        image = rng.integers(120, 255, (280, 280, 3), dtype=np.uint8)
+        # the classes are stained differently, so that there is something to see
+        mine = adata.obs["section"] == section
+        for (x, y), code in zip(adata.obsm["spatial"][mine] * 0.2, adata.obs["layer"].cat.codes[mine], strict=True):
+            image[int(y) - 10 : int(y) + 10, int(x) - 10 : int(x) + 10, code] //= 2
+        scales = {"tissue_hires_scalef": 0.2, "spot_diameter_fullres": 55.0}
+        adata.uns["spatial"][section] = {"images": {"hires": image}, "scalefactors": scales}
+    return adata
+
+
+class Page(HTMLParser):
+    """Collects what a page loads, what it links to and what describes its pictures."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.loaded, self.links, self.ids, self.alts = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [given["id"]] if "id" in given else []
+        if tag == "a":
+            self.links.append(given["href"])
+        else:
+            self.loaded += [given[k] for k in ("src", "href", "srcset", "data", "poster") if k in given]
+        if tag == "img":
+            self.alts.append(given.get("alt", ""))
+
+
+@pytest.fixture(scope="module")
+def toured(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    data, lines = small_tissue(), []
+    before = data.copy()
+    settings = _pipeline.Settings(seed=3, n_clusters=3, max_epochs=2, n_permutations=20)
+    report = _pipeline.run(out / "deep" / "er", settings, data=data, say=lines.append)
+    return SimpleNamespace(
+        out=report.parent, data=data, before=before, lines=lines, settings=settings, text=report.read_text("utf-8")
+    )
+
+
+def test_writes_object_that_holds_everything(toured):
+    adata = ad.read_h5ad(toured.out / "mob.h5ad")
+    assert {"X_image", "X_pca", "X_cameo", "X_cameo_image", "X_cameo_rna", "score_progeny", "padj_progeny"} <= set(
+        adata.obsm
+    )
+    assert list(adata.obs["cameo_domain"].cat.categories) == ["D1", "D2", "D3"]
+    assert {"cameo", "spatial", "rank_genes_groups", "cameo_domain_nhood_enrichment"} <= set(adata.uns)
+    assert {"spatial_connectivities", "spatial_distances"} <= set(adata.obsp)
+    assert adata.uns["cameo"]["seed"] == 3
+    assert (adata.X != toured.before.X).nnz == 0
+    # the graph stays inside sections
+    rows, columns = adata.obsp["spatial_connectivities"].nonzero()
+    section = adata.obs["section"].to_numpy()
+    assert (section[rows] == section[columns]).all()
+    padj = adata.obsm["padj_progeny"].to_numpy()
+    assert ((padj >= 0) & (padj <= 1)).all()
+
+
+def test_users_object_is_left_alone(toured):
+    assert list(toured.data.obsm) == list(toured.before.obsm)
+    assert list(toured.data.obs) == list(toured.before.obs)
+    assert list(toured.data.uns) == list(toured.before.uns)
+    assert (toured.data.X != toured.before.X).nnz == 0
+
+
+def test_says_a_line_a_step(toured):
+    steps = [line for line in toured.lines if line.startswith("[")]
+    assert len(steps) == len(_pipeline.STEPS) + 2
+    assert str(toured.out / "report.html") in toured.lines[-1]
+
+
+def test_figures_are_png(toured):
+    names = {"tissue_section1", "tissue_section2", "rivals", "comparison", "history", "neighbours", "pathways"}
+    names |= {"top_pathway", "markers", "search_D1", "search_D2", "search_D3"}
+    assert {path.stem for path in toured.out.glob("*.png")} == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in toured.out.glob("*.png"))
+
+
+def test_report_loads_nothing_from_elsewhere(toured):
+    page = Page(toured.text)
+    assert page.loaded
+    assert all(source.startswith("data:") for source in page.loaded)
+    assert not {"script", "iframe", "object", "embed"} & set(page.tags)
+    assert "url(" not in toured.text
+    assert "@import" not in toured.text
+
+
+def test_report_is_accessible(toured):
+    page = Page(toured.text)
+    assert page.tags.count("h1") == 1
+    assert len(page.alts) == len(list(toured.out.glob("*.png")))
+    assert all(len(alt) > 20 for alt in page.alts)
+    assert page.tags.count("table") == page.tags.count("caption")
+    assert page.tags.count("img") == page.tags.count("figcaption")
+    assert len(page.ids) == len(set(page.ids))
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert '<html lang="en">' in toured.text
+    assert 'name="viewport"' in toured.text
+
+
+def test_report_is_honest_about_labels_and_genes(toured):
+    assert "transferred by a classifier that looks at RNA only" in toured.text
+    assert "Few genes carry this" in toured.text
+
+
+def test_same_seed_same_codes(toured, tmp_path):
+    tour = _pipeline.Tour(toured.settings, small_tissue())
+    for _, step in _pipeline.STEPS[:3]:
+        step(tour)
+    first = ad.read_h5ad(toured.out / "mob.h5ad")
+    np.testing.assert_array_equal(tour.adata.obsm["X_cameo"], first.obsm["X_cameo"])
+    assert tour.domains.astype(str).tolist() == first.obs["cameo_domain"].astype(str).tolist()
+
+
+def test_domains_are_named_from_the_inside_out():
+    angle = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    ring = np.column_stack([np.cos(angle), np.sin(angle)])
+    xy = np.vstack([3 * ring, ring, 2 * ring])
+    adata = ad.AnnData(obs=pd.DataFrame({"section": pd.Categorical(["a"] * 36)}, index=[f"s{i}" for i in range(36)]))
+    # a shift of the whole section changes nothing
+    adata.obsm["spatial"] = xy + [500, -30]
+    labels = pd.Series(["7"] * 12 + ["2"] * 12 + ["0"] * 12, index=adata.obs_names)
+    assert _pipeline.inside_out(adata, labels) == ["2", "0", "7"]
+    named = _pipeline.from_inside_out(adata, labels)
+    assert list(named) == ["D3"] * 12 + ["D1"] * 12 + ["D2"] * 12
+    assert list(named.categories) == ["D1", "D2", "D3"]
+
+
+def test_by_domain_matches_a_literal_loop():
+    rng = np.random.default_rng(0)
+    index = [f"s{i}" for i in range(60)]
+    score = pd.DataFrame(rng.normal(size=(60, 3)), index, ["A", "B", "flat"])
+    score["flat"] = 1.0
+    section = pd.Series(pd.Categorical(rng.choice(["x", "y"], 60)), index)
+    domain = pd.Series(pd.Categorical(rng.choice(["D1", "D2"], 60)), index)
+    # a shift and a stretch of one section must not show
+    score.loc[section == "y", ["A", "B"]] = score.loc[section == "y", ["A", "B"]] * 5 + 100
+    mean, unanimous = _pipeline.by_domain(score, domain, section)
+    for pathway in ("A", "B"):
+        z = score[pathway].copy()
+        for s in ("x", "y"):
+            part = score.loc[section == s, pathway]
+            z[section == s] = (part - part.mean()) / part.std()
+        for d in ("D1", "D2"):
+            assert mean.loc[d, pathway] == pytest.approx(z[domain == d].mean())
+            signs = {np.sign(z[(domain == d) & (section == s)].mean()) for s in ("x", "y")}
+            assert unanimous.loc[d, pathway] == (signs == {np.sign(mean.loc[d, pathway])})
+    assert (mean["flat"] == 0).all()
+
+
+def test_search_matches_a_literal_loop():
+    rng = np.random.default_rng(1)
+    n, k = 40, 4
+    obs = pd.DataFrame(
+        {
+            "section": pd.Categorical(np.repeat(["a", "b"], n // 2)),
+            "layer": pd.Categorical(rng.choice(["in", "out"], n)),
+            "cameo_domain": pd.Categorical(rng.choice(["D1", "D2"], n)),
+        },
+        index=[f"s{i}" for i in range(n)],
+    )
+    adata = ad.AnnData(obs=obs)
+    adata.obsm["X_cameo_image"], adata.obsm["X_cameo_rna"] = rng.normal(size=(2, n, 5))
+    tour = _pipeline.Tour(_pipeline.Settings(n_neighbors=k), adata)
+    _pipeline.search_across_views(tour)
+    hits = []
+    for i in range(n):
+        scored = []
+        for j in range(n):
+            if obs["section"].iloc[i] != obs["section"].iloc[j]:
+                q, r = adata.obsm["X_cameo_image"][i], adata.obsm["X_cameo_rna"][j]
+                scored.append((-(q @ r) / np.linalg.norm(q) / np.linalg.norm(r), j))
+        nearest = [j for _, j in sorted(scored)[:k]]
+        hits.append(np.mean([obs["layer"].iloc[j] == obs["layer"].iloc[i] for j in nearest]))
+    assert tour.search.loc["All spots", "hit"] == pytest.approx(np.mean(hits))
+    inside = (obs["layer"] == "in").to_numpy()
+    assert tour.search.loc["in", "hit"] == pytest.approx(np.mean(np.array(hits)[inside]))
+    assert tour.search.loc["in", "chance"] == pytest.approx(inside.mean())
+    assert [query.domain for query in tour.queries] == ["D1", "D2"]
+    assert all(query.section == "a" and query.target == "b" for query in tour.queries)
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"), [(0.7, "better than any"), (0.5, "as well as the best"), (0.3, "Here it does not")]
+)
+def test_the_verdict_follows_the_numbers(ours, said):
+    scores = pd.DataFrame({"ARI": [ours, 0.5, 0.2, 0.4]}, ["Fused (CAMEO)", "RNA alone", "Image alone", "Side by side"])
+    assert said in _words.score_words(scores)
+
+
+def test_table_escapes_text_and_sets_numbers_flush_right():
+    data = pd.DataFrame({"<b>": ["a&b", "c"], "share": ["12 %", "−3.1"]}, ["x<y", "z"])
+    html = _html.table(data, 'say "it"', "corner")
+    assert "<b>" not in html
+    assert "a&amp;b" in html
+    assert "x&lt;y" in html
+    assert html.count('class="number"') == 3
+    assert "<caption>" in html
+
+
+def test_signed_numbers_have_a_true_minus_and_no_negative_zero():
+    assert [_words.signed(v) for v in (-1.26, -0.01, 2)] == ["−1.3", "+0.0", "+2.0"]
+
+
+def test_command_line_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", "--help"])
+    assert stop.value.code == 0
+    assert "report.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["demo"], ["dance"], ["demo", "--out", "x", "--seed", "-1"]])
+def test_command_line_refuses_what_it_does_not_know(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "error:" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["file", "file/inside"])
+def test_unwritable_folder_is_told_before_computing(name, capsys, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("here first")
+    monkeypatch.setattr(stfuse.datasets, "mob", lambda: pytest.fail("it computed"), raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", "--out", str(tmp_path / name)])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "cannot write into" in message
+    assert "--out" in message
+    assert (tmp_path / "file").read_text() == "here first"
+
+
+@pytest.mark.slow
+def test_full_demo(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "stfuse", "demo", "--out", str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "report.html" in done.stdout
+    assert "Warning" not in done.stderr
+    adata = ad.read_h5ad(tmp_path / "mob.h5ad")
+    assert adata.n_obs == 1627
+    assert adata.obs["cameo_domain"].nunique() == 4
+    # well above the image alone; labels come from RNA, so this is no proof of quality
+    assert stfuse.metrics.domain_scores(adata.obs["layer"], adata.obs["cameo_domain"])["ari"] > 0.4
+    assert (tmp_path / "report.html").stat().st_size < 5_000_000
