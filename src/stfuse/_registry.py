@@ -1,0 +1,100 @@
+"""The table of fusion methods; ``tl``, docs and contract tests walk it."""
+
+from dataclasses import dataclass
+from importlib import import_module
+
+
+@dataclass(frozen=True)
+class Method:
+    """One fusion method.
+
+    ``min_pairs`` is how many observations with both views it needs to be fitted; ``codes`` are the
+    view names it gives shared codes for; ``translates`` says whether it can predict one view from the other.
+    """
+
+    name: str
+    title: str
+    summary: str
+    reference: str
+    model: str
+    min_pairs: int
+    shared: bool
+    private: bool
+    translates: bool
+
+    def model_class(self) -> type:
+        """Import the model class; torch and scvi-tools are loaded here and not before."""
+        return getattr(import_module("stfuse.model"), self.model)
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Add a row to the table."""
+    if method.name in METHODS:
+        raise ValueError(f"A method named {method.name!r} is registered already.")
+    METHODS[method.name] = method
+    return method
+
+
+def get(name: str) -> Method:
+    """Look a method up by name."""
+    try:
+        return METHODS[name]
+    except KeyError:
+        raise ValueError(f"Unknown method {name!r}. Registered: {', '.join(sorted(METHODS))}.") from None
+
+
+register(
+    Method(
+        name="cameo",
+        title="CAMEO",
+        summary="Adversarial fusion from few pairs, on top of a linear anchor",
+        reference="Learning multimodal representations from partially paired, small-scale data (CAMEO)",
+        model="CAMEO",
+        min_pairs=2,
+        shared=True,
+        private=True,
+        translates=True,
+    )
+)
+register(
+    Method(
+        name="pcca",
+        title="PCCA",
+        summary="Semi-paired probabilistic CCA: the linear anchor, fitted in a second",
+        reference="Bach and Jordan 2005, A probabilistic interpretation of canonical correlation analysis",
+        model="PCCA",
+        min_pairs=2,
+        shared=True,
+        private=True,
+        translates=True,
+    )
+)
+register(
+    Method(
+        name="clip",
+        title="CLIP",
+        summary="Contrastive alignment of pairs, the field's usual baseline",
+        reference="Radford et al. 2021, Learning transferable visual models from natural language supervision",
+        model="CLIP",
+        min_pairs=4,
+        shared=True,
+        private=False,
+        translates=False,
+    )
+)
+register(
+    Method(
+        name="concat",
+        title="Concat",
+        summary="Balanced principal components of both views side by side",
+        reference="the baseline of the CAMEO paper, appendix E.2.1",
+        model="Concat",
+        min_pairs=0,
+        shared=False,
+        private=False,
+        translates=False,
+    )
+)

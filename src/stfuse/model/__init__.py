@@ -1,0 +1,13 @@
+"""Model classes in the manner of scvi-tools."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "_cameo": ["CAMEO"],
+        "_clip": ["CLIP"],
+        "_concat": ["Concat"],
+        "_pcca": ["PCCA"],
+    },
+)

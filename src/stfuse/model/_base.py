@@ -1,0 +1,365 @@
+"""What every fusion model shares: reading data, coding, translating, saving."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, NumericalObsField, ObsmField
+from scvi.model.base import BaseModelClass
+from torch import Tensor, nn
+
+from stfuse import _keys, _record
+from stfuse._views import Views, read_views
+from stfuse.model import _storage
+
+ViewName = Literal["image", "rna"]
+CodeName = Literal["fused", "image", "rna", "private_image", "private_rna"]
+
+
+@dataclass
+class Codes:
+    """Codes of n observations; NaN rows where a view is missing (fused: where both are)."""
+
+    fused: np.ndarray
+    image: np.ndarray | None = None
+    rna: np.ndarray | None = None
+    private_image: np.ndarray | None = None
+    private_rna: np.ndarray | None = None
+
+
+def pick(options: tuple[str, ...], value: str, name: str) -> str:
+    """Check a choice."""
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}.")
+    return value
+
+
+def fill_other(image: np.ndarray, rna: np.ndarray, views: Views) -> tuple[np.ndarray, np.ndarray]:
+    """The fused code's two halves where no translation exists: a missing view takes the other view's shared code."""
+    return (
+        np.where(views.has_image[:, None], image, rna),
+        np.where(views.has_rna[:, None], rna, image),
+    )
+
+
+@contextmanager
+def _silent_scvi() -> Iterator[None]:
+    """scvi-tools prints a line for every array it registers, which says nothing to a user here."""
+    logger = logging.getLogger("scvi")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class FusionModel(BaseModelClass):
+    """Base of the fusion models; see the subclasses."""
+
+    _method: ClassVar[str]
+    module: nn.Module | None
+
+    def __init__(self, adata: AnnData | None = None, registry: dict[str, Any] | None = None, **params: Any) -> None:
+        super().__init__(adata, registry)
+        self.params_ = params
+        self.module = None
+        self.batch_means_: dict[str, np.ndarray] = {}
+        self.batches_: list[str] = []
+        self.seed_ = 0
+        self._model_summary_string = f"stfuse {type(self).__name__}"
+        self.init_params_ = {"kwargs": dict(params)}
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        image_key: str = _keys.IMAGE,
+        rna_key: str = _keys.RNA,
+        batch_key: str | None = None,
+        library_key: str | None = None,
+        paired_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Say where the two views are.
+
+        Parameters
+        ----------
+        adata
+            Annotated data.
+        image_key, rna_key
+            Keys of the features in `obsm`, n x d each; a row of NaN = that view is missing there.
+        batch_key
+            Column of `obs`; features are centred within each batch before anything else.
+        library_key
+            Column of `obs` that tells sections apart; neighbours are looked for inside a section.
+        paired_key
+            Boolean column of `obs`: which observations with both views may be used as pairs in training.
+        kwargs
+            Passed on by scvi-tools when a model is loaded.
+        """
+        setup_args = cls._get_setup_method_args(**locals())
+        read_views(adata, **setup_args["setup_args"], make_missing=False)
+        fields: list[Any] = [ObsmField("image", image_key), ObsmField("rna", rna_key)]
+        fields += [CategoricalObsField("batch", batch_key)] if batch_key else []
+        fields += [CategoricalObsField("section", library_key)] if library_key else []
+        fields += [NumericalObsField("paired", paired_key, required=False)] if paired_key else []
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_args)
+        with _silent_scvi():
+            manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    def setup_keys(self) -> dict[str, Any]:
+        """Keys given to `setup_anndata`: where the model looks for views, batches, sections and pairs."""
+        return dict(self.registry_["setup_args"])
+
+    def _views(self, adata: AnnData | None) -> Views:
+        """Read the training data, or new data under the same keys (new data may lack one view and the pairs)."""
+        arguments = self.setup_keys()
+        if adata is None:
+            if self.adata is None:
+                raise ValueError("The model was loaded without data: pass adata=.")
+            return read_views(self.adata, **arguments, make_missing=False)
+        if arguments["paired_key"] not in adata.obs:
+            arguments["paired_key"] = None
+        return read_views(adata, **arguments, make_missing=False, min_views=1)
+
+    def _centred(self, views: Views, *, fit: bool = False) -> Views:
+        """Centre features within each batch; a batch not seen in training is centred on its own mean."""
+        if views.batch is None:
+            return views
+        arrays = {}
+        for name in ("image", "rna"):
+            x, has = (views.image, views.has_image) if name == "image" else (views.rna, views.has_rna)
+            own = np.zeros((len(views.batches), x.shape[1]))
+            for code in range(len(views.batches)):
+                rows = has & (views.batch == code)
+                if rows.any():
+                    own[code] = x[rows].mean(0, dtype=np.float64)
+            if fit:
+                self.batches_ = views.batches
+                self.batch_means_[name] = np.vstack([own, x[has].mean(0, dtype=np.float64)[None]])
+            known = self.batch_means_[name]
+            if x.shape[1] == 0:
+                arrays[name] = x
+                continue
+            for code, batch in enumerate(views.batches):
+                if batch in self.batches_:
+                    own[code] = known[self.batches_.index(batch)]
+            arrays[name] = (x - own[views.batch] + known[-1]).astype(np.float32)
+        return Views(**{**vars(views), **arrays})
+
+    def _check_new(self, views: Views) -> None:
+        """Refuse new data whose features have another width than those of the training data."""
+        for name, x in (("image", views.image), ("rna", views.rna)):
+            expected = self.n_features_[name]
+            if x.shape[1] not in (0, expected):
+                raise ValueError(f"The {name} view has {x.shape[1]} features, the model was trained on {expected}.")
+
+    # -- training and codes -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _codes(self, views: Views) -> Codes:
+        """Compute all codes."""
+
+    def _translate(self, views: Views, source: str) -> np.ndarray:
+        """Predict the features of the other view from ``source``, n x d, NaN where the source is missing."""
+        raise NotImplementedError(f"{type(self).__name__} has no translation from {source}.")
+
+    @abstractmethod
+    def _build(self, architecture: dict[str, Any]) -> nn.Module:
+        """Make an empty module of the stored sizes."""
+
+    @abstractmethod
+    def _architecture(self) -> dict[str, Any]:
+        """Sizes from which `_build` can make the module again."""
+
+    def _begin(self, seed: int) -> Views:
+        self.seed_ = seed
+        views = self._views(None)
+        self.n_features_ = {"image": views.image.shape[1], "rna": views.rna.shape[1]}
+        return self._centred(views, fit=True)
+
+    def _finish(self, module: nn.Module, history: pd.DataFrame | None = None) -> None:
+        self.module = module.eval()
+        self.history_ = {} if history is None else {name: history[[name]] for name in history}
+        self.is_trained_ = True
+
+    def _ready(self, adata: AnnData | None) -> Views:
+        if self.module is None:
+            raise RuntimeError(f"{type(self).__name__} is not trained yet: call .train() first.")
+        views = self._views(adata)
+        self._check_new(views)
+        return self._centred(views)
+
+    def codes(self, adata: AnnData | None = None) -> Codes:
+        """Compute every code of the data.
+
+        Parameters
+        ----------
+        adata
+            New data under the keys of the set-up (one view may be absent altogether). None = the training data.
+
+        Returns
+        -------
+        Object with `fused`, `image`, `rna`, `private_image`, `private_rna`: arrays n x width (float32), or None where the
+        method has no such code. Rows of NaN where the view is missing.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If the features have another width than in training.
+        """
+        return self._codes(self._ready(adata))
+
+    def get_latent_representation(self, adata: AnnData | None = None, view: CodeName = "fused") -> np.ndarray:
+        """Return one code of the data.
+
+        Parameters
+        ----------
+        adata
+            New data under the keys of the set-up. None = the training data.
+        view
+            `"fused"`, `"image"`, `"rna"` (shared codes), `"private_image"` or `"private_rna"`.
+
+        Returns
+        -------
+        n x width, float32; rows of NaN where the view is missing.
+
+        Raises
+        ------
+        ValueError
+            If the method has no such code.
+        """
+        pick(("fused", "image", "rna", "private_image", "private_rna"), view, "view")
+        found = getattr(self.codes(adata), view)
+        if found is None:
+            raise ValueError(f"{type(self).__name__} has no code named {view!r}.")
+        return found
+
+    def translate(
+        self, adata: AnnData | None = None, *, source: ViewName = "image", target: ViewName = "rna"
+    ) -> np.ndarray:
+        """Predict the features of one view from the other.
+
+        Parameters
+        ----------
+        adata
+            New data under the keys of the set-up; only the source view is needed. None = the training data.
+        source, target
+            `"image"` and `"rna"`, one each.
+
+        Returns
+        -------
+        n x d, float32, in the units of the target view's features; rows of NaN where the source view is missing.
+
+        Raises
+        ------
+        ValueError
+            If source and target are not the two views.
+        NotImplementedError
+            If the method cannot translate.
+        """
+        pick(_keys.VIEWS, source, "source")
+        pick(_keys.VIEWS, target, "target")
+        if source == target:
+            raise ValueError(f"source and target are both {source!r}: one is 'image', the other 'rna'.")
+        return self._translate(self._ready(adata), source)
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def save(self, dir_path: str | Path, overwrite: bool = False, **_: Any) -> None:
+        """Save to a folder of safetensors and JSON; a file from a stranger cannot run code.
+
+        Parameters
+        ----------
+        dir_path
+            Folder; made when needed.
+        overwrite
+            Whether a folder that is not empty may be written into.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder is not empty and `overwrite` is False.
+        """
+        if self.module is None:
+            raise RuntimeError("There is nothing to save: the model is not trained yet.")
+        body = {
+            "class": type(self).__name__,
+            "versions": _record.versions(),
+            "params": self.params_,
+            "registry": self.registry_,
+            "architecture": self._architecture(),
+            "n_features": self.n_features_,
+            "batches": self.batches_,
+            "seed": self.seed_,
+            "history": _storage.history_to_plain(self.history_ or {}),
+        }
+        tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
+        tensors |= {f"batch_means.{k}": torch.from_numpy(v) for k, v in self.batch_means_.items()}
+        _storage.write(dir_path, body, tensors, overwrite)
+
+    @classmethod
+    def load(cls, dir_path: str | Path, adata: AnnData | None = None, **_: Any) -> Self:
+        """Load a saved model; the training data are not needed.
+
+        Parameters
+        ----------
+        dir_path
+            Folder written by `save`.
+        adata
+            Data to attach, under the same keys as in training. None = pass data to each call.
+
+        Returns
+        -------
+        The model, ready to code.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no model.
+        ValueError
+            If a file is truncated or altered, or the folder holds another class of model.
+        """
+        body, tensors = _storage.read(dir_path)
+        if body["class"] != cls.__name__:
+            raise ValueError(
+                f"{dir_path} holds a {body['class']} model: load it with stfuse.model.{body['class']}.load."
+            )
+        if adata is None:
+            model = cls(None, registry=body["registry"], **body["params"])
+        else:
+            cls.setup_anndata(adata, **body["registry"]["setup_args"])
+            model = cls(adata, **body["params"])
+        model.n_features_ = body["n_features"]
+        model.batches_, model.seed_ = body["batches"], body["seed"]
+        prefix = "batch_means."
+        model.batch_means_ = {k.removeprefix(prefix): v.numpy() for k, v in tensors.items() if k.startswith(prefix)}
+        module = model._build(body["architecture"])
+        module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
+        plain = {k: [np.nan if v is None else v for v in values] for k, values in body["history"].items()}
+        frame = pd.DataFrame(plain, index=pd.RangeIndex(1, 1 + max(map(len, plain.values()), default=0), name="epoch"))
+        model._finish(module, frame)
+        return model
+
+
+def masked(code: Tensor | np.ndarray, has: np.ndarray) -> np.ndarray:
+    """float32 rows, NaN where the view is missing."""
+    out = code.detach().cpu().numpy() if isinstance(code, Tensor) else code
+    return np.where(has[:, None], out, np.nan).astype(np.float32)

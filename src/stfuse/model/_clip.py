@@ -1,0 +1,162 @@
+"""CLIP on precomputed features: the contrastive baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from anndata import AnnData
+from torch import Tensor
+
+from stfuse._views import Views
+from stfuse.model._base import Codes, FusionModel, fill_other, masked
+from stfuse.model._pcca import check_pairs
+from stfuse.model._training import raw_tensors, split_pairs
+from stfuse.module.clip import TwoTowers
+from stfuse.train._fit import fit
+from stfuse.train._plans import JointPlan
+
+CHUNK = 16_384
+
+
+class CLIP(FusionModel):
+    """Contrastive alignment of paired views (symmetric InfoNCE), the field's usual baseline.
+
+    Two small encoders bring pairs together and everything else in the batch apart. It sees pairs only, and with thousands of
+    pairs at most it memorises them: training stops on held-out pairs, of which it keeps the best epoch.
+
+    Parameters
+    ----------
+    adata
+        Data registered with `setup_anndata`.
+    n_latent
+        Width of the shared code of each view.
+    n_hidden
+        Width of the hidden layer.
+
+    Notes
+    -----
+    Radford et al. (2021), Learning transferable visual models from natural language supervision.
+
+    Examples
+    --------
+    >>> import stfuse
+    >>> adata = stfuse.datasets.synthetic_tissue(200)
+    >>> stfuse.model.CLIP.setup_anndata(adata)
+    >>> model = stfuse.model.CLIP(adata, n_latent=16)
+    >>> model.train(max_epochs=2)
+    >>> model.get_latent_representation(view="rna").shape
+    (200, 16)
+    """
+
+    _method = "clip"
+    module: TwoTowers | None
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        n_latent: int = 32,
+        n_hidden: int = 128,
+    ) -> None:
+        if n_latent < 1 or n_hidden < 1:
+            raise ValueError(f"n_latent and n_hidden must be at least 1, got {n_latent} and {n_hidden}.")
+        super().__init__(adata, registry, n_latent=n_latent, n_hidden=n_hidden)
+
+    def train(
+        self,
+        *,
+        max_epochs: int | None = None,
+        batch_size: int = 256,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+        validation_fraction: float = 0.2,
+        patience: int = 15,
+        seed: int = 0,
+        device: str = "auto",
+        progress: bool | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs at most. None = 100, or 20 where there are too few pairs to hold some out.
+        batch_size
+            Pairs a step; all of them when there are fewer.
+        lr, weight_decay
+            Of AdamW.
+        validation_fraction
+            Fraction of the pairs held out to stop on.
+        patience
+            Epochs without improvement after which training stops.
+        seed
+            Seed of everything random.
+        device
+            `"auto"`, `"cpu"`, `"cuda"`, `"cuda:<index>"` or `"mps"`.
+        progress
+            Whether to show a bar. None = in a terminal or notebook.
+        trainer_kwargs
+            Passed to `lightning.pytorch.Trainer` (`devices=`, `strategy=`, `precision=`, `callbacks=`, `logger=`).
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than four pairs.
+        """
+        views = self._begin(seed)
+        check_pairs(views, 4, "CLIP")
+        pairs, held_out = split_pairs(views, validation_fraction, seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            module = self._build({"n_image": views.image.shape[1], "n_rna": views.rna.shape[1]})
+            for name, x, has in (("image", views.image, views.has_image), ("rna", views.rna, views.has_rna)):
+                module.standard.fit_moments(name, x, np.flatnonzero(has))
+            plan = JointPlan(module, raw_tensors(views, pairs, held_out), seed, lr, weight_decay)
+            history, keep = fit(
+                plan,
+                max_epochs=max_epochs or (100 if held_out.size else 20),
+                batch_size=batch_size,
+                device=device,
+                seed=seed,
+                patience=patience,
+                pairs_only=True,
+                progress=progress,
+                desc="CLIP",
+                trainer_kwargs=trainer_kwargs,
+            )
+        if keep is not None and keep.state is not None:
+            module.load_state_dict(keep.state)
+        self._finish(module, history)
+
+    @torch.no_grad()
+    def _codes(self, views: Views) -> Codes:
+        if self.module is None:
+            raise RuntimeError("CLIP is not trained yet: call .train() first.")
+        code = {}
+        for name, x, has in (("image", views.image, views.has_image), ("rna", views.rna, views.has_rna)):
+            out = np.full((views.n_obs, self.params_["n_latent"]), np.nan, np.float32)
+            rows = np.flatnonzero(has)
+            for start in range(0, rows.size, CHUNK):
+                index = rows[start : start + CHUNK]
+                t: Tensor = self.module.native(name, torch.from_numpy(x[index]))
+                out[index] = F.normalize(self.module.encode(name, t), dim=1).numpy()
+            code[name] = masked(out, has)
+        return Codes(
+            fused=np.hstack(fill_other(code["image"], code["rna"], views)), image=code["image"], rna=code["rna"]
+        )
+
+    def _architecture(self) -> dict[str, Any]:
+        return {"n_image": self.n_features_["image"], "n_rna": self.n_features_["rna"]}
+
+    def _build(self, architecture: dict[str, Any]) -> TwoTowers:
+        return TwoTowers(
+            architecture["n_image"],
+            architecture["n_rna"],
+            n_latent=self.params_["n_latent"],
+            n_hidden=self.params_["n_hidden"],
+        )

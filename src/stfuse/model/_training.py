@@ -1,0 +1,39 @@
+"""Small parts of training that CLIP and CAMEO share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stfuse._views import Views
+from stfuse.train._batches import ViewTensors
+
+MIN_HELD_OUT = 10
+
+
+def split_pairs(views: Views, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs for training and pairs held out for validation; none are held out when there are too few to tell anything."""
+    pairs = np.flatnonzero(views.paired)
+    n = round(fraction * pairs.size)
+    if n < 2 or pairs.size < MIN_HELD_OUT:
+        return pairs, pairs[:0]
+    order = np.random.default_rng(seed).permutation(pairs)
+    return np.sort(order[n:]), np.sort(order[:n])
+
+
+def tensors_of(image: Tensor, rna: Tensor, views: Views, pairs: np.ndarray, held_out: np.ndarray) -> ViewTensors:
+    """Pack rows and index lists for a plan. Held-out pairs stay among the unpaired rows."""
+    return ViewTensors(
+        image=image,
+        rna=rna,
+        rows_image=torch.from_numpy(np.flatnonzero(views.has_image)),
+        rows_rna=torch.from_numpy(np.flatnonzero(views.has_rna)),
+        pairs=torch.from_numpy(pairs),
+        held_out=torch.from_numpy(held_out),
+    )
+
+
+def raw_tensors(views: Views, pairs: np.ndarray, held_out: np.ndarray) -> ViewTensors:
+    """Features as they lie in memory, without a copy."""
+    return tensors_of(torch.from_numpy(views.image), torch.from_numpy(views.rna), views, pairs, held_out)

@@ -1,0 +1,1 @@
+"""Networks and linear maps on plain tensors; nothing here knows AnnData."""

@@ -1,0 +1,17 @@
+"""Fuse the views, and work with the codes."""
+
+import lazy_loader as lazy
+
+# One row a file. The fusion methods and the translation stand first, what works on codes after.
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "_cameo": ["cameo"],
+        "_pcca": ["pcca"],
+        "_clip": ["clip"],
+        "_concat": ["concat"],
+        "_translate": ["translate"],
+        "_domains": ["domains"],
+        "_probe": ["probe"],
+    },
+)

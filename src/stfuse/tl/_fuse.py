@@ -1,0 +1,100 @@
+"""One runner for every fusion method: read the views, train a model on private data, write the codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stfuse import _keys, _record, _registry
+from stfuse._log import logger
+from stfuse._views import Views, read_views
+
+
+def private_adata(views: Views, keys: dict[str, Any]) -> AnnData:
+    """A small AnnData under the user's key names: scvi-tools leaves its bookkeeping there and not in the user's object."""
+    obs = pd.DataFrame(index=views.obs_names)
+    if views.batch is not None and keys["batch_key"]:
+        obs[keys["batch_key"]] = pd.Categorical.from_codes(views.batch, views.batches)
+    if views.library_key:
+        obs[views.library_key] = pd.Categorical.from_codes(views.section, views.sections)
+    if keys["paired_key"]:
+        obs[keys["paired_key"]] = views.paired
+    adata = AnnData(obs=obs)
+    adata.obsm[keys["image_key"]] = views.image
+    adata.obsm[keys["rna_key"]] = views.rna
+    if views.spatial is not None:
+        adata.obsm[_keys.SPATIAL] = views.spatial
+    return adata
+
+
+def _check_common(keys: dict[str, Any], run: dict[str, Any]) -> None:
+    if keys["image_key"] == keys["rna_key"]:
+        raise ValueError(f"image_key and rna_key are both {keys['image_key']!r}: the two views must be different.")
+    for name, least in (("batch_size", 2), ("max_epochs", 0)):
+        value = run.get(name)
+        if value is not None and (not isinstance(value, int | np.integer) or value < least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    if not isinstance(run["seed"], int | np.integer) or run["seed"] < 0:
+        raise ValueError(f"seed must be a whole number >= 0, got {run['seed']!r}.")
+
+
+def run(
+    method: str,
+    data: Any,
+    *,
+    keys: dict[str, Any],
+    model_params: dict[str, Any],
+    train_params: dict[str, Any],
+    table_key: str | None,
+    key_added: str,
+    copy: bool,
+    return_model: bool,
+) -> Any:
+    """Run a method; nothing is written before everything is computed."""
+    row = _registry.get(method)
+    slots = _keys.slots(key_added)
+    _check_common(keys, train_params)
+    if "device" in train_params:
+        from stfuse.train._fit import resolve_device
+
+        resolve_device(train_params["device"])
+    views = read_views(data, **keys, table_key=table_key)
+    adata = private_adata(views, keys)
+    model_class: Any = row.model_class()
+    model_class.setup_anndata(adata, **(keys | {"library_key": views.library_key}))
+    model = model_class(adata, **model_params)
+    model.train(**train_params)
+    codes = model.codes()
+    obsm = dict(views.made)
+    for name, code in (
+        (slots.fused, codes.fused),
+        (slots.image, codes.image),
+        (slots.rna, codes.rna),
+        (slots.private_image, codes.private_image),
+        (slots.private_rna, codes.private_rna),
+    ):
+        if code is not None:
+            obsm[name] = code
+    record = {
+        "method": method,
+        "params": keys | model_params | {k: v for k, v in train_params.items() if k not in {"progress", "seed"}},
+        "seed": train_params["seed"],
+        "versions": _record.versions(),
+        "n_obs": views.counts(),
+        "report": dict(getattr(model, "report_", {})),
+        "history": pd.concat(list(model.history_.values()), axis=1) if model.history_ else None,
+    }
+    logger.info("%s: %s", row.title, ", ".join(f"{v} {k}" for k, v in views.counts().items()))
+    target = _record.copy_of(data, table_key) if copy else data
+    stale = (slots.image, slots.rna, slots.private_image, slots.private_rna)
+    _record.write(target, obsm=obsm, uns={slots.record: record}, drop_obsm=stale, table_key=table_key)
+    return _returned(target if copy else None, model if return_model else None)
+
+
+def _returned(data: Any, model: Any) -> Any:
+    if data is not None and model is not None:
+        return data, model
+    return data if data is not None else model

@@ -1,0 +1,1 @@
+"""Batches that live on the device, and the training plans."""

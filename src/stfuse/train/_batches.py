@@ -1,0 +1,93 @@
+"""Training data on the device; a batch is an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ViewTensors:
+    """Rows of both views and which of them may be used.
+
+    ``image`` and ``rna`` hold all rows as they lie in memory (a row of a missing view is never indexed);
+    ``rows_image`` and ``rows_rna`` list the rows that have the view, ``pairs`` those used as pairs, ``held_out`` pairs kept
+    for validation.
+    """
+
+    image: Tensor
+    rna: Tensor
+    rows_image: Tensor
+    rows_rna: Tensor
+    pairs: Tensor
+    held_out: Tensor
+
+    def to(self, device: torch.device) -> ViewTensors:
+        """Move everything to a device; on the same device nothing is copied."""
+        return ViewTensors(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    def rows(self, view: str) -> Tensor:
+        """Rows that have a view."""
+        return self.rows_image if view == "image" else self.rows_rna
+
+    def of(self, view: str) -> Tensor:
+        """Rows of a view."""
+        return self.image if view == "image" else self.rna
+
+
+MIN_STEPS = 4  # an epoch of a small tissue is more than one look at it
+
+
+class StepBatches:
+    """Index batches of an epoch: pairs, image rows and RNA rows are drawn independently of each other.
+
+    Image and RNA rows are shuffled and dealt out in full batches (the last one wraps around); pairs are dealt likewise, all
+    of them in every step while they fit into one batch. With several processes each takes its own share of the steps.
+    """
+
+    def __init__(self, data: ViewTensors, batch_size: int, seed: int, *, pairs_only: bool = False) -> None:
+        self.data, self.batch_size, self.seed, self.pairs_only = data, batch_size, seed, pairs_only
+        self.epoch, self.rank, self.world = 0, 0, 1
+        longest = data.pairs.numel() if pairs_only else max(data.rows_image.numel(), data.rows_rna.numel())
+        self.steps = max(MIN_STEPS, -(-longest // batch_size))
+
+    def split(self, rank: int, world: int) -> None:
+        """Take one process's share of each epoch."""
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return max(1, self.steps // self.world)
+
+    def _deal(self, rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        n, size = rows.numel(), self.batch_size
+        if n == 0:
+            while True:
+                yield rows
+        size = min(size, n)
+        order, at = torch.randperm(n, generator=generator), 0
+        while True:
+            if at + size > n:
+                order, at = torch.cat([order[at:], torch.randperm(n, generator=generator)]), 0
+                # a row must not stand twice in one batch: contrastive losses would call it its own negative
+                head = order[:size]
+                if head.unique().numel() < size:
+                    order = torch.randperm(n, generator=generator)
+            yield rows[order[at : at + size].to(rows.device)]
+            at += size
+            if at >= order.numel():
+                order, at = torch.randperm(n, generator=generator), 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch * 7919 + self.rank)
+        self.epoch += 1
+        pairs = self._deal(self.data.pairs, generator)
+        image = self._deal(self.data.rows_image, generator)
+        rna = self._deal(self.data.rows_rna, generator)
+        for _ in range(len(self)):
+            if self.pairs_only:
+                yield {"pairs": next(pairs)}
+            else:
+                yield {"pairs": next(pairs), "image": next(image), "rna": next(rna)}

@@ -1,0 +1,158 @@
+"""Run a plan through Lightning, quietly, seeded, and keep the best epoch."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as lp
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from stfuse._progress import DELAY
+from stfuse.train._batches import StepBatches
+from stfuse.train._plans import FusionPlan
+
+
+def resolve_device(device: str) -> tuple[str, int | list[int]]:
+    """Turn ``device`` ("auto", "cpu", "cuda", "cuda:1", "mps") into Lightning's accelerator and devices."""
+    kind, _, index = device.partition(":")
+    if kind not in {"auto", "cpu", "cuda", "gpu", "mps"} or (index and not index.isdigit()):
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:<index>' or 'mps', got {device!r}.")
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind in {"cuda", "gpu"} and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}, but torch sees no CUDA device here: use device='auto' or 'cpu'.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device='mps', but torch sees no Apple GPU here: use device='auto' or 'cpu'.")
+    name = "gpu" if kind in {"cuda", "gpu"} else kind
+    return name, [int(index)] if index and name == "gpu" else 1
+
+
+class KeepBest(Callback):
+    """Keep the weights of the epoch with the best held-out score, and stop when it does not improve any more."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.start: Any = None
+        self.best: Any = None
+        self.best_epoch = 0
+        self.state: dict[str, Tensor] | None = None
+
+    def on_train_start(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
+        """Score the start: training has to beat it."""
+        if isinstance(pl_module, FusionPlan):
+            self.start = self.best = pl_module.held_out()
+
+    def on_train_epoch_end(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
+        """Compare, keep, stop."""
+        if not isinstance(pl_module, FusionPlan):
+            return
+        scores = pl_module.held_out()
+        epoch = trainer.current_epoch + 1
+        if scores.mean() < self.best.mean():
+            self.best, self.best_epoch = scores, epoch
+            self.state = {k: v.detach().clone() for k, v in pl_module.module.state_dict().items()}
+        elif epoch - self.best_epoch >= self.patience:
+            trainer.should_stop = True
+
+
+class EpochBar(Callback):
+    """A bar over epochs that appears after two seconds."""
+
+    def __init__(self, desc: str, show: bool | None) -> None:
+        self.desc, self.show = desc, show
+        self.bar: Any = None
+
+    def on_train_start(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
+        """Open."""
+        from tqdm.auto import tqdm
+
+        hidden = None if self.show is None else not self.show
+        self.bar = tqdm(
+            total=trainer.max_epochs,
+            desc=self.desc,
+            disable=hidden or trainer.global_rank > 0,
+            delay=DELAY,
+            leave=False,
+        )
+
+    def on_train_epoch_end(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
+        """Move on."""
+        self.bar.update(1)
+
+    def on_train_end(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
+        """Close."""
+        self.bar.close()
+
+    def on_exception(self, trainer: lp.Trainer, pl_module: lp.LightningModule, exception: BaseException) -> None:
+        """Close."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's start-up lines and loader hints from the user, who did not ask for a Trainer."""
+    loggers = [
+        logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    ]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def fit(
+    plan: FusionPlan,
+    *,
+    max_epochs: int,
+    batch_size: int,
+    device: str = "auto",
+    seed: int = 0,
+    patience: int | None = None,
+    pairs_only: bool = False,
+    progress: bool | None = None,
+    desc: str = "training",
+    trainer_kwargs: dict[str, Any] | None = None,
+) -> tuple[pd.DataFrame, KeepBest | None]:
+    """Train the plan; return its history and, when held-out pairs were watched, what they said."""
+    keep = None
+    callbacks: list[Callback] = [EpochBar(desc, progress)]
+    if patience is not None and plan.tensors.held_out.numel() > 0:
+        keep = KeepBest(patience)
+        callbacks.append(keep)
+    options = dict(trainer_kwargs or {})
+    callbacks += options.pop("callbacks", None) or []
+    accelerator, devices = resolve_device(device)
+    defaults: dict[str, Any] = {
+        "accelerator": accelerator,
+        "devices": devices,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "use_distributed_sampler": False,
+        "benchmark": False,
+        "num_sanity_val_steps": 0,
+    }
+    batches = StepBatches(plan.tensors, batch_size, seed, pairs_only=pairs_only)
+    with _quiet():
+        trainer = lp.Trainer(max_epochs=max_epochs, callbacks=callbacks, **(defaults | options))
+        trainer.fit(plan, train_dataloaders=batches)
+    if trainer.interrupted:
+        raise KeyboardInterrupt("training was interrupted; nothing was written")
+    plan.module.to("cpu").eval()
+    history = pd.DataFrame(plan.epochs, index=pd.RangeIndex(1, len(plan.epochs) + 1, name="epoch"))
+    return history, keep

@@ -1,0 +1,233 @@
+"""The two training plans: one optimiser on pairs, and generator against critics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import lightning.pytorch as lp
+import torch
+from torch import Tensor
+
+from stfuse.module.cameo import AnchoredTranslator, Translator
+from stfuse.module.clip import TwoTowers
+from stfuse.module.losses import (
+    CriticKind,
+    alignment,
+    critic_loss,
+    generator_loss,
+    gradient_penalty,
+    info_nce,
+)
+from stfuse.module.pcca import rank_score
+from stfuse.train._batches import StepBatches, ViewTensors
+
+if TYPE_CHECKING:
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+
+POOL = 1_000
+
+
+class FusionPlan(lp.LightningModule):
+    """What both plans share: data on the device, running means of the losses, and the verdict of held-out pairs."""
+
+    def __init__(self, module: TwoTowers | Translator, data: ViewTensors, seed: int) -> None:
+        super().__init__()
+        self.module, self.tensors, self.seed = module, data, seed
+        self.epochs: list[dict[str, float]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def on_fit_start(self) -> None:
+        """Bring the data to where the module is, once."""
+        self.tensors = self.tensors.to(self.device)
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, StepBatches):
+            loader.data = self.tensors
+            loader.split(self.trainer.global_rank, self.trainer.world_size)
+
+    def collect(self, **values: Tensor) -> None:
+        """Add up losses on the device; they are read once an epoch."""
+        self._steps += 1
+        for name, value in values.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def on_train_epoch_end(self) -> None:
+        """Write the epoch's means and the held-out score."""
+        row = {name: float(value) / self._steps for name, value in self._sums.items()}
+        if self.tensors.held_out.numel():
+            row["held_out_rank"] = float(self.held_out().mean())
+        self.epochs.append(row)
+        self._sums, self._steps = {}, 0
+
+    @torch.no_grad()
+    def held_out(self) -> Any:
+        """Retrieval score of each held-out pair, lower is better: log of the fraction of rows nearer than the partner."""
+        was_training = self.module.training
+        self.module.eval()
+        data, generator = self.tensors, torch.Generator().manual_seed(self.seed)
+        rows = data.held_out
+        codes = {}
+        for view in ("image", "rna"):
+            others = data.rows(view)
+            others = others[~torch.isin(others, rows)].cpu()
+            others = others[torch.randperm(others.numel(), generator=generator)[:POOL]].to(rows.device)
+            index = torch.cat([rows, others])
+            codes[view] = (
+                self.module.encode(view, self.module.native(view, data.of(view)[index])).cpu().double().numpy()
+            )
+        self.module.train(was_training)
+        own = torch.arange(rows.numel()).numpy()
+        n = rows.numel()
+        forth = rank_score(codes["image"][:n], codes["rna"], own)
+        return 0.5 * (forth + rank_score(codes["rna"][:n], codes["image"], own))
+
+
+class JointPlan(FusionPlan):
+    """Contrastive training on pairs with one optimiser."""
+
+    module: TwoTowers
+
+    def __init__(self, module: TwoTowers, data: ViewTensors, seed: int, lr: float, weight_decay: float) -> None:
+        super().__init__(module, data, seed)
+        self.lr, self.weight_decay = lr, weight_decay
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW on everything."""
+        return torch.optim.AdamW(self.module.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """One step on a batch of pairs."""
+        rows = batch["pairs"]
+        codes = [self.module.encode(v, self.module.native(v, self.tensors.of(v)[rows])) for v in ("image", "rna")]
+        loss = info_nce(codes[0], codes[1], self.module.log_scale)
+        self.collect(contrastive=loss)
+        return loss
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """Settings of the adversarial plan; a loss with weight 0 is not computed."""
+
+    critic: CriticKind = "wgan"
+    n_critic: int = 5
+    optimizer: Literal["rmsprop", "adamw"] | None = None
+    lr: float = 1e-4
+    lr_critic: float = 5e-5
+    weight_decay: float = 0.0
+    cycle: float = 10.0
+    adversarial: float = 1.0
+    align: float = 10.0
+    contrastive: float = 0.0
+    translation: float = 0.0
+
+
+class AdversarialPlan(FusionPlan):
+    """Two translators against two critics (CAMEO, stage 1).
+
+    Every step takes pairs, image rows and RNA rows drawn independently. Critics see real and generated rows in one batch.
+    The generator moves once in ``n_critic`` steps of the critics.
+    """
+
+    module: Translator
+
+    def __init__(self, module: Translator, data: ViewTensors, seed: int, settings: Adversarial) -> None:
+        super().__init__(module, data, seed)
+        self.settings = settings
+        self.automatic_optimization = False
+        self._generator = torch.Generator().manual_seed(seed)
+        self._count = 0
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """RMSprop for the clipped Wasserstein critic, AdamW otherwise (CAMEO, appendix E.4), unless one is named."""
+        s = self.settings
+        kind = s.optimizer or ("rmsprop" if s.critic == "wgan" else "adamw")
+        critics, generator = list(self.module.critics.parameters()), self.module.generator_parameters()
+        if kind == "rmsprop":
+            return [
+                torch.optim.RMSprop(generator, lr=s.lr, weight_decay=s.weight_decay),
+                torch.optim.RMSprop(critics, lr=s.lr_critic),
+            ]
+        return [
+            torch.optim.AdamW(generator, lr=s.lr, weight_decay=s.weight_decay),
+            torch.optim.AdamW(critics, lr=s.lr_critic, betas=(0.5, 0.9), weight_decay=s.weight_decay),
+        ]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Critics, and every ``n_critic`` steps the generator."""
+        s, module = self.settings, self.module
+        to_generator, to_critics = cast("list[LightningOptimizer]", self.optimizers())
+        real = {v: module.native(v, self.tensors.of(v)[batch[v]]) for v in ("image", "rna")}
+        if s.adversarial:
+            loss = self._critic_loss(real)
+            to_critics.zero_grad()
+            self.manual_backward(loss)
+            to_critics.step()
+            if s.critic == "wgan":
+                for view in real:
+                    module.critic(view).clip()
+            self.collect(critic=loss)
+        self._count += 1
+        if not s.adversarial or self._count % s.n_critic == 0:
+            parts = self._generator_losses(real, batch["pairs"])
+            total = torch.stack([w * v for w, v in parts.values()]).sum()
+            to_generator.zero_grad()
+            self.manual_backward(total)
+            to_generator.step()
+            self.collect_generator({name: value for name, (_, value) in parts.items()})
+
+    def collect_generator(self, values: dict[str, Tensor]) -> None:
+        """Generator losses come once in ``n_critic`` steps: weigh them so that the epoch's mean is right."""
+        repeat = self.settings.n_critic if self.settings.adversarial else 1
+        steps = self._steps
+        self.collect(**{name: value * repeat for name, value in values.items()})
+        self._steps = steps if self.settings.adversarial else steps + 1
+
+    def _critic_loss(self, real: dict[str, Tensor]) -> Tensor:
+        s, module = self.settings, self.module
+        with torch.no_grad():
+            fake = {"rna": module.translate("image", real["image"]), "image": module.translate("rna", real["rna"])}
+        total = torch.zeros((), device=self.device)
+        for view, rows in real.items():
+            n = min(rows.shape[0], fake[view].shape[0])
+            critic = module.critic(view)
+            total = total + critic_loss(s.critic, *critic.joint(rows, fake[view]))
+            if s.critic == "wgan-gp":
+                total = total + 10 * gradient_penalty(critic, rows[:n], fake[view][:n], self._generator)
+        return total
+
+    def _generator_losses(self, real: dict[str, Tensor], pairs: Tensor) -> dict[str, tuple[float, Tensor]]:
+        s, module = self.settings, self.module
+        parts: dict[str, tuple[float, Tensor]] = {}
+        if s.cycle or s.adversarial:
+            code = {v: module.encode(v, rows) for v, rows in real.items()}
+            fake = {"rna": module.decode("rna", code["image"]), "image": module.decode("image", code["rna"])}
+            if s.cycle:
+                there = module.cycle("image", real["image"], code["image"], fake["rna"])
+                parts["cycle"] = s.cycle, there + module.cycle("rna", real["rna"], code["rna"], fake["image"])
+            if s.adversarial:
+                scores = [
+                    generator_loss(s.critic, module.critic(v).joint(real[v], fake[v])[1]) for v in ("image", "rna")
+                ]
+                parts["adversarial"] = s.adversarial, scores[0] + scores[1]
+        if pairs.numel() > 1:
+            parts |= self._pair_losses(pairs)
+        return parts
+
+    def _pair_losses(self, pairs: Tensor) -> dict[str, tuple[float, Tensor]]:
+        s, module = self.settings, self.module
+        t = {v: module.native(v, self.tensors.of(v)[pairs]) for v in ("image", "rna")}
+        code = {v: module.encode(v, rows) for v, rows in t.items()}
+        parts: dict[str, tuple[float, Tensor]] = {}
+        if s.align:
+            parts["align"] = s.align, alignment(code["image"], code["rna"])
+        if s.contrastive and isinstance(module, AnchoredTranslator):
+            parts["contrastive"] = s.contrastive, info_nce(code["image"], code["rna"], module.log_scale)
+        if s.translation:
+            errors = [
+                (module.decode(target, code[source]) - t[target]).square().mean()
+                for source, target in (("image", "rna"), ("rna", "image"))
+            ]
+            parts["translation"] = s.translation, errors[0] + errors[1]
+        return parts
