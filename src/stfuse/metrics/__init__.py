@@ -1,0 +1,12 @@
+"""Numbers that score codes, domains and predictions: pure functions on arrays."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "_domains": ["domain_scores"],
+        "_prediction": ["macro_f1", "micro_f1", "r2"],
+        "_retrieval": ["recall_at_percent", "retrieval_ranks"],
+    },
+)

@@ -1,0 +1,67 @@
+"""Cut observations into folds that say something about new tissue."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from stfuse._log import logger
+
+
+def random_folds(labels: np.ndarray | None, n: int, n_splits: int, seed: int) -> np.ndarray:
+    """Random folds, stratified by class where there are classes."""
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    if n_splits > n:
+        raise ValueError(f"n_splits={n_splits} is more than the {n} observations to split.")
+    if labels is None or np.bincount(labels).max() < n_splits:
+        return _number(KFold(n_splits, shuffle=True, random_state=seed).split(np.zeros(n)), n)
+    rare = int((np.bincount(labels) < n_splits).sum())
+    if rare:
+        logger.info("%d class(es) have fewer members than n_splits=%d: some folds are without them", rare, n_splits)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        return _number(StratifiedKFold(n_splits, shuffle=True, random_state=seed).split(np.zeros(n), labels), n)
+
+
+def group_folds(groups: np.ndarray, n_splits: int) -> np.ndarray:
+    """Whole groups (patients, sections) stay together."""
+    from sklearn.model_selection import GroupKFold
+
+    n_groups = len(np.unique(groups))
+    if n_groups < n_splits:
+        raise ValueError(
+            f"There are {n_groups} group(s), fewer than n_splits={n_splits}: use n_splits={max(n_groups, 2)} or fewer, "
+            'or splits="spatial" for blocks inside a section.'
+        )
+    return _number(GroupKFold(n_splits).split(np.zeros(len(groups)), groups=groups), len(groups))
+
+
+def spatial_folds(spatial: np.ndarray, section: np.ndarray, n_splits: int, seed: int) -> np.ndarray:
+    """Each section falls into ``n_splits`` compact blocks; a fold is one block of every section.
+
+    Neighbouring spots are alike, so random folds let a classifier recognise the neighbourhood; blocks do not.
+    """
+    from sklearn.cluster import KMeans
+
+    fold = np.empty(len(spatial), dtype=np.int64)
+    for code in np.unique(section):
+        rows = np.flatnonzero(section == code)
+        distinct = len(np.unique(spatial[rows], axis=0))
+        if distinct < n_splits:
+            raise ValueError(
+                f"A section has {distinct} distinct position(s) with code and label, fewer than n_splits={n_splits}."
+            )
+        blocks = KMeans(n_splits, n_init=5, random_state=seed).fit(spatial[rows])
+        # from left to right, so that the folds do not depend on the order in which K-means found the blocks
+        order = np.argsort(blocks.cluster_centers_[:, 0], kind="stable")
+        fold[rows] = np.argsort(order)[blocks.labels_]
+    return fold
+
+
+def _number(splits: object, n: int) -> np.ndarray:
+    fold = np.empty(n, dtype=np.int64)
+    for i, (_, test) in enumerate(splits):  # type: ignore[arg-type, var-annotated]
+        fold[test] = i
+    return fold

@@ -1,0 +1,270 @@
+"""Linear probe: what can be read off a frozen code?"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stfuse import _keys, _record, _views
+from stfuse._progress import progress
+from stfuse.metrics import macro_f1, micro_f1, r2
+from stfuse.tl._folds import group_folds, random_folds, spatial_folds
+from stfuse.tl._heads import Head, fit_predict
+
+MODELS = ("linear", "logistic")
+SPLITS = ("random", "groups", "spatial")
+CONVERGED_EPOCHS = 1000
+
+
+class _Target(NamedTuple):
+    """What is to be predicted: class codes with their names, or values with their columns."""
+
+    values: np.ndarray
+    known: np.ndarray
+    classes: list[str] | None
+    columns: pd.Index | None
+
+
+def probe(
+    data: Any,
+    *,
+    use_rep: str = "X_cameo",
+    label_key: str | None = None,
+    target_obsm: str | None = None,
+    groups: str | None = None,
+    splits: Literal["random", "groups", "spatial"] | None = None,
+    n_splits: int = 5,
+    model: Literal["linear", "logistic"] = "logistic",
+    max_epochs: int | None = None,
+    lr: float = 1e-3,
+    converged: bool = False,
+    library_key: str | None = None,
+    key_added: str | None = None,
+    table_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    seed: int = 0,
+    copy: bool = False,
+) -> pd.DataFrame | tuple[Any, pd.DataFrame]:
+    r"""Measure what a frozen code knows: train a linear head on it and predict held-out observations.
+
+    This is the second stage of the CAMEO paper and the fair way to compare codes: the code stays as it is, the head
+    is linear, and every observation is predicted by a head that has not seen it (nor, with `groups`, its patient).
+
+    Parameters
+    ----------
+    data
+        AnnData, MuData or SpatialData.
+    use_rep
+        Key of the code in `obsm`, n x d. It is standardised with mean and spread of each training fold.
+    label_key
+        Column of `obs` with classes (categorical, text, whole numbers or boolean). Either this or `target_obsm`.
+    target_obsm
+        Key of values to predict in `obsm`, n x targets (gene expression, pathway scores).
+    groups
+        Column of `obs` whose values must not be torn apart, such as patient or section.
+    splits
+        `"random"`: random folds, stratified by class; neighbouring spots fall into different folds, which flatters
+        every code. `"groups"`: whole groups. `"spatial"`: `n_splits` compact blocks in each section, a fold is one
+        block of each. None: `"groups"` if `groups` is given, else `"random"`.
+    n_splits
+        Number of folds.
+    model
+        `"logistic"`: scikit-learn's logistic regression; for `target_obsm` ridge regression with the penalty chosen by
+        leave-one-out inside the training fold. `"linear"`: one linear layer trained by AdamW on cross-entropy or
+        squared error, batches of 256, as in the paper.
+    max_epochs
+        Epochs of `"linear"`. None: 10 as in the paper, or at most 1,000 with `converged`.
+    lr
+        Learning rate of `"linear"`.
+    converged
+        Train `"linear"` until the training loss has not fallen by a thousandth for 20 epochs.
+    library_key
+        Column of `obs` with the section, for `splits="spatial"`.
+    key_added
+        Where the predictions go. None: `<code>_probe_<target>`, the code without its leading `X_`.
+    table_key
+        Which table of a SpatialData.
+    spatial_key
+        Key of the coordinates in `obsm`.
+    seed
+        Seed of folds and training.
+    copy
+        Whether to leave `data` alone and return a changed copy beside the scores.
+
+    Returns
+    -------
+    pandas.DataFrame, or (copy of `data`, pandas.DataFrame)
+        One row a fold and a last row `"pooled"` over all out-of-fold predictions: `fold`, `n_obs` (predicted), and
+        `macro_f1`, `micro_f1` (classes) or `r2` (values, mean over targets). A fold's macro F1 is over the classes
+        that occur in it or were predicted there.
+
+        Sets, for `use_rep="X_cameo"`, `label_key="layer"`:
+
+        - `obs["cameo_probe_layer"]`: out-of-fold predictions, categorical with the categories of the label;
+          `"unassigned"` where code or label is missing. With `target_obsm` it is an `obsm` entry, rows of NaN there.
+        - `uns["cameo_probe_layer"]`: parameters and the scores
+
+    Raises
+    ------
+    KeyError
+        If a key is not there.
+    ValueError
+        If not exactly one of `label_key` and `target_obsm` is given, if there is only one class, or if there are fewer
+        groups, positions or observations than folds.
+
+    Notes
+    -----
+    The paper's 10 epochs are meant for large data. On some thousand observations they are too few steps: on principal
+    components of the mouse olfactory bulb (1,627 spots, one section held out) the macro F1 of the layers is 0.35 with
+    `model="linear"` and 0.94 with the default. Do not compare codes with a head that has not learnt.
+
+    References
+    ----------
+    Learning multimodal representations from partially paired, small-scale data (CAMEO), stage 2.
+
+    Examples
+    --------
+    >>> import stfuse
+    >>> adata = stfuse.datasets.synthetic_tissue(600, n_sections=3)
+    >>> scores = stfuse.tl.probe(adata, use_rep="X_pca", label_key="class_rna", groups="section", n_splits=3)
+    >>> list(scores["fold"])
+    ['0', '1', '2', 'pooled']
+    """
+    params = _record.params_of(locals(), "table_key")
+    splits = splits or ("groups" if groups is not None else "random")
+    _check_arguments(label_key, target_obsm, groups, splits, n_splits, model)
+    name = use_rep.removeprefix("X_")
+    what = label_key if label_key is not None else str(target_obsm).removeprefix("X_")
+    key = key_added or f"{name}_probe_{what}"
+    if key == name:
+        raise ValueError(f"key_added={key!r} is where the record of the code is kept: choose another name.")
+
+    box: Any = _views.container(data, table_key)
+    codes = _views.read_rep(data, use_rep, table_key)
+    has_code = _views.check_values(codes, f"obsm[{use_rep!r}]")
+    target = _read_labels(data, label_key, table_key) if label_key else _read_values(data, str(target_obsm), table_key)
+    rows = np.flatnonzero(has_code & target.known)
+    if rows.size == 0:
+        raise ValueError(f"No observation has both a code in obsm[{use_rep!r}] and a value of {what!r}.")
+    values = target.values[rows]
+    if target.classes is not None and len(np.unique(values)) < 2:
+        only = target.classes[int(values[0])]
+        raise ValueError(
+            f"obs[{label_key!r}] has only one category with a code ({only!r}): there is nothing to tell apart."
+        )
+
+    fold = _folds(data, splits, groups, library_key, spatial_key, table_key, rows, target, n_splits, seed)
+    epochs = max_epochs if max_epochs is not None else CONVERGED_EPOCHS if converged else 10
+    head = Head(model, epochs, lr, converged, seed)
+    predicted, scores = _cross_validate(codes[rows], values, fold, head)
+
+    record = {"params": {**params, "splits": splits}, "scores": scores, "versions": _record.versions()}
+    obs, obsm = _slots(key, predicted, rows, box, target)
+    changed = _record.copy_of(data, table_key) if copy else data
+    _record.write(changed, obs=obs, obsm=obsm, uns={key: record}, table_key=table_key)
+    return (changed, scores.copy()) if copy else scores.copy()
+
+
+def _check_arguments(
+    label_key: str | None, target_obsm: str | None, groups: str | None, splits: str, n_splits: int, model: str
+) -> None:
+    if (label_key is None) == (target_obsm is None):
+        raise ValueError("Give exactly one of label_key (classes in obs) and target_obsm (values in obsm).")
+    if model not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}.")
+    if splits not in SPLITS:
+        raise ValueError(f"splits must be one of {', '.join(SPLITS)}, got {splits!r}.")
+    if (splits == "groups") != (groups is not None):
+        raise ValueError(
+            f'groups= belongs to splits="groups" and is needed there; got groups={groups!r}, splits={splits!r}.'
+        )
+    if isinstance(n_splits, bool) or int(n_splits) != n_splits or n_splits < 2:
+        raise ValueError(f"n_splits must be a whole number of at least 2, got {n_splits!r}.")
+
+
+def _read_labels(data: Any, key: str, table_key: str | None) -> _Target:
+    column = _views.read_column(data, key, table_key)
+    if pd.api.types.is_float_dtype(column.dtype):
+        raise ValueError(
+            f"obs[{key!r}] holds decimal numbers. For classes call .astype('category') on it, for regression put it into "
+            "obsm as an n x 1 array and pass target_obsm=."
+        )
+    labels = pd.Categorical(column).remove_unused_categories()
+    codes = labels.codes.astype(np.int64)
+    return _Target(codes, codes >= 0, [str(c) for c in labels.categories], None)
+
+
+def _read_values(data: Any, key: str, table_key: str | None) -> _Target:
+    values = _views.read_rep(data, key, table_key).astype(np.float64)
+    known = _views.check_values(values, f"obsm[{key!r}]")
+    box: Any = _views.container(data, table_key)
+    table = box.obsm[key] if key in box.obsm else None
+    return _Target(values, known, None, table.columns if isinstance(table, pd.DataFrame) else None)
+
+
+def _folds(
+    data: Any,
+    splits: str,
+    groups: str | None,
+    library_key: str | None,
+    spatial_key: str,
+    table_key: str | None,
+    rows: np.ndarray,
+    target: _Target,
+    n_splits: int,
+    seed: int,
+) -> np.ndarray:
+    if groups is not None:
+        column = _views.read_column(data, groups, table_key).iloc[rows]
+        if column.isna().any():
+            raise ValueError(
+                f"obs[{groups!r}] (groups) has {int(column.isna().sum())} missing value(s): fill them first."
+            )
+        return group_folds(pd.factorize(column)[0], n_splits)
+    if splits == "random":
+        return random_folds(target.values[rows] if target.classes is not None else None, rows.size, n_splits, seed)
+    spatial = _views.read_coordinates(data, spatial_key, table_key)
+    if spatial is None or not np.isfinite(spatial[rows]).all():
+        state = "is not there" if spatial is None else "has missing coordinates"
+        raise ValueError(
+            f'splits="spatial" needs obsm[{spatial_key!r}], which {state}: use groups= or splits="random".'
+        )
+    section, _ = _views.read_sections(data, library_key, table_key)
+    return spatial_folds(spatial[rows], section[rows], n_splits, seed)
+
+
+def _score(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    if true.ndim == 1:
+        return {"macro_f1": macro_f1(true, predicted), "micro_f1": micro_f1(true, predicted)}
+    return {"r2": r2(true, predicted)}
+
+
+def _cross_validate(
+    codes: np.ndarray, values: np.ndarray, fold: np.ndarray, head: Head
+) -> tuple[np.ndarray, pd.DataFrame]:
+    predicted = np.empty_like(values)
+    table = []
+    for i in progress(range(int(fold.max()) + 1), desc="probe"):
+        test = fold == i
+        predicted[test] = fit_predict(head, codes[~test], values[~test], codes[test])
+        table.append({"fold": str(i), "n_obs": int(test.sum()), **_score(values[test], predicted[test])})
+    table.append({"fold": "pooled", "n_obs": len(values), **_score(values, predicted)})
+    return predicted, pd.DataFrame(table)
+
+
+def _slots(
+    key: str, predicted: np.ndarray, rows: np.ndarray, box: Any, target: _Target
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    n = box.n_obs
+    if target.classes is None:
+        out = np.full((n, predicted.shape[1]), np.nan, dtype=np.float32)
+        out[rows] = predicted
+        return {}, {key: out if target.columns is None else pd.DataFrame(out, box.obs_names, target.columns)}
+    classes = list(target.classes)
+    if rows.size < n and _keys.UNASSIGNED not in classes:
+        classes.append(_keys.UNASSIGNED)
+    codes = np.full(n, classes.index(_keys.UNASSIGNED) if rows.size < n else 0, dtype=np.int64)
+    codes[rows] = predicted
+    return {key: pd.Categorical.from_codes(codes, classes)}, {}
