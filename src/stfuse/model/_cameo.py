@@ -14,8 +14,8 @@ from stfuse._log import logger
 from stfuse._views import Views
 from stfuse.model._anchored import Coordinates, anchor_data, anchor_sizes, anchored_codes, empty_anchor
 from stfuse.model._base import Codes, FusionModel, masked, pick
-from stfuse.model._pcca import check_pairs, check_private_dim
-from stfuse.model._training import raw_tensors, split_pairs, tensors_of
+from stfuse.model._pcca import check_pairs, check_private_dim, check_widths
+from stfuse.model._training import check_training, raw_tensors, split_pairs, tensors_of
 from stfuse.module.anchor import OTHER, LinearAnchor, fit_anchor
 from stfuse.module.cameo import AnchoredTranslator, PublishedTranslator, Translator
 from stfuse.train._batches import ViewTensors
@@ -24,18 +24,19 @@ from stfuse.train._plans import Adversarial, AdversarialPlan
 
 Critic = Literal["wgan", "wgan-gp", "gan"]
 CHUNK = 16_384
+LOSSES = ("cycle", "adversarial", "align", "contrastive", "translation")
 MIN_PAIRS_TO_TRAIN = 50  # with fewer, held-out pairs cannot show that a network beats the anchor
 
 PUBLISHED = Adversarial()
 ANCHORED = Adversarial(
-    critic="wgan-gp",
+    critic="gan",
     n_critic=1,
     optimizer="adamw",
     lr=1e-3,
     lr_critic=1e-3,
     weight_decay=0.1,
     cycle=0.3,
-    adversarial=0.03,
+    adversarial=0.1,
     align=0.0,
     contrastive=1.0,
     translation=1.0,
@@ -110,8 +111,9 @@ class CAMEO(FusionModel):
             raise ValueError(
                 f"The published CAMEO has no private codes: private_dim={private_dim} needs faithful=False."
             )
-        if n_hidden < 1 or n_components < 1:
-            raise ValueError(f"n_hidden and n_components must be at least 1, got {n_hidden} and {n_components}.")
+        if n_hidden < 1:
+            raise ValueError(f"n_hidden must be at least 1, got {n_hidden}.")
+        check_widths(n_components, rank)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
         super().__init__(
@@ -160,13 +162,13 @@ class CAMEO(FusionModel):
         batch_size
             Observations of each view, and pairs, a step.
         critic
-            `"wgan"` (clipped weights), `"wgan-gp"` (gradient penalty) or `"gan"`. Published `"wgan"`, anchored `"wgan-gp"`.
+            `"wgan"` (clipped weights), `"wgan-gp"` (gradient penalty) or `"gan"`. Published `"wgan"`, anchored `"gan"`.
         n_critic
             Steps of the critics for one of the translators. Published 5, anchored 1.
         lr, lr_critic, weight_decay
             Of translators and critics. Published 1e-4, 5e-5, 0; anchored 1e-3, 1e-3, 0.1.
         lambda_cycle, lambda_adversarial, lambda_align
-            Weights of the paper's three losses. Published 10, 1, 10; anchored 0.3, 0.03, 0.
+            Weights of the paper's three losses. Published 10, 1, 10; anchored 0.3, 0.1, 0.
         lambda_contrastive, lambda_translation
             Weights of the contrastive and the translation loss on pairs. Published 0, 0; anchored 1, 1.
         validation_fraction
@@ -201,6 +203,9 @@ class CAMEO(FusionModel):
         }
         faithful = self.params_["faithful"]
         settings = _settings(PUBLISHED if faithful else ANCHORED, given)
+        check_training(validation_fraction, patience)
+        if faithful and max_epochs == 0:
+            raise ValueError("max_epochs=0 keeps the linear start, which the published network (faithful=True) lacks.")
         views = self._begin(seed)
         run = {
             "max_epochs": (200 if faithful else 100) if max_epochs is None else max_epochs,
@@ -324,9 +329,13 @@ def _settings(preset: Adversarial, given: dict[str, Any]) -> Adversarial:
     pick(("wgan", "wgan-gp", "gan"), settings.critic, "critic")
     if settings.n_critic < 1:
         raise ValueError(f"n_critic must be at least 1, got {settings.n_critic}.")
-    for name in ("cycle", "adversarial", "align", "contrastive", "translation"):
+    for name in LOSSES:
         if getattr(settings, name) < 0:
             raise ValueError(f"lambda_{name} must not be negative, got {getattr(settings, name)}.")
+    if not any(getattr(settings, name) for name in LOSSES):
+        raise ValueError(
+            "All weights lambda_* are 0: nothing is left to train on (max_epochs=0 keeps the linear start)."
+        )
     if preset is PUBLISHED and settings.contrastive:
         raise ValueError(
             "lambda_contrastive belongs to the anchored network: the published one has no contrastive loss."

@@ -182,6 +182,9 @@ def fit_anchor(
             means = neighbor_means(z[name], has, data.spatial, data.section).double().numpy()
             maps[name] = _near_map(means[has])
             near[name] = np.where(has[:, None], (means - maps[name][0]) @ maps[name][1], 0.0)
+    # both views have the same number of context columns; a narrow view limits it
+    width = min((columns.shape[1] for columns in near.values()), default=0)
+    near = {name: columns[:, :width] for name, columns in near.items()}
     whitened = {name: np.where(data.of(name)[1][:, None], z[name].double().numpy(), 0.0) for name in OTHER}
     del z
     problem = pcca.Problem(

@@ -101,7 +101,7 @@ def folds_of(n: int, n_folds: int, rng: np.random.Generator) -> list[np.ndarray]
     return [np.sort(f) for f in np.array_split(rng.permutation(n), min(n_folds, n)) if f.size]
 
 
-def honest_rho(a: np.ndarray, b: np.ndarray, fit: Canonical, rng: np.random.Generator) -> np.ndarray:
+def honest_rho(a: np.ndarray, b: np.ndarray, fit: Canonical, rng: np.random.Generator, repeats: int = 3) -> np.ndarray:
     """Correlations of the variates on pairs not used for them, made non-increasing.
 
     The in-sample ones are far too high with few pairs and would trust dimensions that are noise.
@@ -110,7 +110,7 @@ def honest_rho(a: np.ndarray, b: np.ndarray, fit: Canonical, rng: np.random.Gene
     if n <= 8:
         return 0.7 * fit.rho
     found = []
-    for _ in range(3):
+    for _ in range(repeats):
         u, v = np.zeros((n, fit.rho.size)), np.zeros((n, fit.rho.size))
         for fold in folds_of(n, 5, rng):
             rest = np.setdiff1d(np.arange(n), fold)
@@ -185,12 +185,17 @@ def match_unpaired(
 
 
 def rank_score(query: np.ndarray, pool: np.ndarray, partner: np.ndarray) -> np.ndarray:
-    """log(fraction of the pool that is nearer than the partner + .01) for each query; lower is better."""
+    """log(fraction of the pool that is not farther than the partner + .01) for each query; lower is better.
+
+    Ties, and codes that are not numbers, count against the code: one that is the same everywhere, or that diverged, must not
+    look perfect.
+    """
     q = query / (np.linalg.norm(query, axis=1, keepdims=True) + 1e-12)
     p = pool / (np.linalg.norm(pool, axis=1, keepdims=True) + 1e-12)
     sims = q @ p.T
     own = sims[np.arange(q.shape[0]), partner]
-    return np.log((sims > own[:, None]).mean(1) + 0.01)
+    others = sims.shape[1] - 1 - (sims < own[:, None]).sum(1)
+    return np.log(others / sims.shape[1] + 0.01)
 
 
 def held_out_scores(
@@ -205,7 +210,7 @@ def held_out_scores(
     for _ in range(n_repeats):
         for fold in folds_of(pairs.size, n_folds, rng):
             # held-out pairs join the unpaired rows, as they would if their partner were unknown
-            fit = fit_design(replace(problem, pairs=np.delete(pairs, fold)), design, rounds, limit)
+            fit = fit_design(replace(problem, pairs=np.delete(pairs, fold)), design, rounds, limit, repeats=1)
             out = pairs[fold][: limit // 2]
             u, v = fit.codes(a, b)
             others_a, others_b = np.setdiff1d(pool_a, out), np.setdiff1d(pool_b, out)
@@ -215,12 +220,14 @@ def held_out_scores(
     return total / (2 * n_repeats)
 
 
-def fit_design(problem: Problem, design: Design, rounds: int = ROUNDS, limit: int = MAX_POOL) -> Canonical:
+def fit_design(
+    problem: Problem, design: Design, rounds: int = ROUNDS, limit: int = MAX_POOL, repeats: int = 3
+) -> Canonical:
     """Fit the maps under one design."""
     a, b = problem.features(design)
     pa, pb = a[problem.pairs], b[problem.pairs]
     start = shrinkage_cca(pa, pb)
-    start = replace(start, rho=honest_rho(pa, pb, start, np.random.default_rng(problem.seed + 2)))
+    start = replace(start, rho=honest_rho(pa, pb, start, np.random.default_rng(problem.seed + 2), repeats))
     return match_unpaired(a, b, problem, start, rounds, limit) if design.matching else start
 
 
@@ -246,7 +253,8 @@ def choose_design(problem: Problem, rank: int, context: bool, matching: bool) ->
     see smaller pools than the final one.
     """
     n = problem.pairs.size
-    contexts = (0, 4, 12) if context and problem.near_a is not None else (0,)
+    width = problem.near_a.shape[1] if context and problem.near_a is not None else 0
+    contexts = sorted({0, min(4, width), width})
     is_pair = np.zeros(problem.a.shape[0], bool)
     is_pair[problem.pairs] = True
     unpaired = min((problem.has_a & ~is_pair).sum(), (problem.has_b & ~is_pair).sum())

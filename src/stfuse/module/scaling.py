@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 CHUNK = 16_384
+CLIP = 3.0
 
 
-def _moments(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of the given rows in float64, a block at a time (no copy of the data)."""
+def _moments(
+    x: np.ndarray, rows: np.ndarray, transform: Callable[[Tensor], Tensor] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of the given (transformed) rows in float64, a block at a time (no copy of the data)."""
+
+    def take(index: np.ndarray) -> np.ndarray:
+        block = np.ascontiguousarray(x[index], np.float32)
+        return (block if transform is None else transform(torch.from_numpy(block)).numpy()).astype(np.float64)
+
     d = x.shape[1]
     total, gram = np.zeros(d), np.zeros((d, d))
     # shifting by one row keeps the sums small when features have large means
-    shift = x[rows[0]].astype(np.float64)
+    shift = take(rows[:1])[0]
     for start in range(0, rows.size, CHUNK):
-        block = x[rows[start : start + CHUNK]].astype(np.float64) - shift
+        block = take(rows[start : start + CHUNK]) - shift
         total += block.sum(0)
         gram += block.T @ block
     mean = total / rows.size
     return mean + shift, gram / rows.size - np.outer(mean, mean)
 
 
+def varies(mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """Whether features vary by more than the rounding of their own float32 values; their unit does not matter."""
+    return sd > 1e-6 * np.abs(mean)
+
+
 def looks_rotated(covariance: np.ndarray) -> bool:
     """Whether columns are already uncorrelated, as principal components are: their variances carry meaning then."""
     sd = np.sqrt(np.clip(np.diag(covariance), 0, None))
-    keep = sd > 1e-12
+    keep = sd > 0
     if keep.sum() < 2:
         return True
     r = covariance[np.ix_(keep, keep)] / np.outer(sd[keep], sd[keep])
@@ -45,14 +60,18 @@ def signal_rank(variances: np.ndarray, n: int, d: int) -> int:
 class ViewScaler(nn.Module):
     """Affine map of one view onto principal components, kept as buffers.
 
-    ``components`` is d x p with orthonormal columns, applied to centred and (where ``scale`` differs from one)
-    standardised features; ``sd`` are the standard deviations of the p components, ``rank`` how many of them rise above noise.
+    ``components`` is d x p with orthonormal columns, applied to centred and, where they are not components already,
+    standardised features, which are clipped to three standard deviations: a few torn or folded spots would otherwise own the
+    leading components. ``clip`` is that limit or infinity, ``middle`` the mean after clipping; ``sd`` are the standard
+    deviations of the p components, ``rank`` how many of them rise above noise.
     """
 
     mean: Tensor
     scale: Tensor
     components: Tensor
     sd: Tensor
+    clip: Tensor
+    middle: Tensor
     meta: Tensor
 
     def __init__(self, n_features: int, n_components: int) -> None:
@@ -61,6 +80,8 @@ class ViewScaler(nn.Module):
         self.register_buffer("scale", torch.ones(n_features))
         self.register_buffer("components", torch.zeros(n_features, n_components))
         self.register_buffer("sd", torch.ones(n_components))
+        self.register_buffer("clip", torch.tensor(torch.inf))
+        self.register_buffer("middle", torch.zeros(n_features))
         self.register_buffer("meta", torch.zeros(2))
 
     @property
@@ -78,11 +99,16 @@ class ViewScaler(nn.Module):
         """Fit on the given rows; ``scale=None`` standardises features unless they are uncorrelated already."""
         mean, covariance = _moments(x, rows)
         sd = np.sqrt(np.clip(np.diag(covariance), 0, None))
-        usable = sd > 1e-8 * max(1.0, float(np.abs(mean).max()))
+        usable = varies(mean, sd)
         if scale is None:
-            scale = not looks_rotated(covariance)
-        divisor = np.where(usable, sd, 1.0) if scale else np.ones_like(sd)
-        covariance = covariance / np.outer(divisor, divisor)
+            scale = not looks_rotated(covariance[np.ix_(usable, usable)])
+        out = cls(x.shape[1], 1)
+        out.mean.copy_(torch.from_numpy(mean))
+        if scale:
+            out.scale.copy_(torch.from_numpy(np.where(usable, sd, 1.0)))
+            out.clip.fill_(CLIP)
+            middle, covariance = _moments(x, rows, out.standard)
+            out.middle.copy_(torch.from_numpy(middle))
         covariance[~usable] = 0
         covariance[:, ~usable] = 0
         values, vectors = np.linalg.eigh(covariance)
@@ -91,18 +117,20 @@ class ViewScaler(nn.Module):
         p = max(p, 1)
         # the sign of an eigenvector is arbitrary: make its largest entry positive, so that runs agree
         vectors = vectors[:, :p] * np.sign(vectors[np.abs(vectors[:, :p]).argmax(0), np.arange(p)])
-        out = cls(x.shape[1], p)
-        out.mean.copy_(torch.from_numpy(mean))
-        out.scale.copy_(torch.from_numpy(divisor))
-        out.components.copy_(torch.from_numpy(vectors.copy()))
-        out.sd.copy_(torch.from_numpy(np.sqrt(values[:p])))
+        out.components = torch.from_numpy(vectors.astype(np.float32))
+        # a view without any variance has one component, zero everywhere
+        out.sd = torch.from_numpy(np.sqrt(np.where(values[:p] > 0, values[:p], 1.0)).astype(np.float32))
         rank = signal_rank(values, rows.size, int(usable.sum()))
         out.meta.copy_(torch.tensor([rank, values.sum()]))
         return out
 
+    def standard(self, x: Tensor) -> Tensor:
+        """Features to what the components are taken of."""
+        return ((x - self.mean) / self.scale).clamp(-self.clip, self.clip) - self.middle
+
     def forward(self, x: Tensor) -> Tensor:
         """Features to principal components, n x p."""
-        return ((x - self.mean) / self.scale) @ self.components
+        return self.standard(x) @ self.components
 
     def whiten(self, x: Tensor) -> Tensor:
         """Features to principal components of unit variance."""
@@ -110,7 +138,7 @@ class ViewScaler(nn.Module):
 
     def inverse(self, pcs: Tensor) -> Tensor:
         """Principal components back to features."""
-        return (pcs @ self.components.T) * self.scale + self.mean
+        return (pcs @ self.components.T + self.middle) * self.scale + self.mean
 
 
 def whiten_rows(scaler: ViewScaler, x: np.ndarray) -> Tensor:
@@ -143,8 +171,9 @@ class StandardViews(nn.Module):
             square += (block**2).sum(0)
         mean = total / rows.size
         sd = np.sqrt(np.clip(square / rows.size - mean**2, 0, None))
-        self.get_buffer(f"mean_{view}").copy_(torch.from_numpy(mean + shift))
-        self.get_buffer(f"sd_{view}").copy_(torch.from_numpy(np.where(sd > 1e-8, sd, 1.0)))
+        mean += shift
+        self.get_buffer(f"mean_{view}").copy_(torch.from_numpy(mean))
+        self.get_buffer(f"sd_{view}").copy_(torch.from_numpy(np.where(varies(mean, sd), sd, 1.0)))
 
     def standard(self, view: str, x: Tensor) -> Tensor:
         """Standardised features."""

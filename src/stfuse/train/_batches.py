@@ -44,8 +44,9 @@ MIN_STEPS = 4  # an epoch of a small tissue is more than one look at it
 class StepBatches:
     """Index batches of an epoch: pairs, image rows and RNA rows are drawn independently of each other.
 
-    Image and RNA rows are shuffled and dealt out in full batches (the last one wraps around); pairs are dealt likewise, all
-    of them in every step while they fit into one batch. With several processes each takes its own share of the steps.
+    Image and RNA rows are shuffled and dealt out in full batches (the last one is filled up from the next shuffle); pairs are
+    dealt likewise, all of them in every step while they fit into one batch. No row stands twice in a batch. Several processes
+    deal the same hands and take turns, so that together they see what one would.
     """
 
     def __init__(self, data: ViewTensors, batch_size: int, seed: int, *, pairs_only: bool = False) -> None:
@@ -59,7 +60,7 @@ class StepBatches:
         self.rank, self.world = rank, world
 
     def __len__(self) -> int:
-        return max(1, self.steps // self.world)
+        return -(-self.steps // self.world)
 
     def _deal(self, rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         n, size = rows.numel(), self.batch_size
@@ -67,27 +68,25 @@ class StepBatches:
             while True:
                 yield rows
         size = min(size, n)
-        order, at = torch.randperm(n, generator=generator), 0
+        order = torch.randperm(n, generator=generator)
         while True:
-            if at + size > n:
-                order, at = torch.cat([order[at:], torch.randperm(n, generator=generator)]), 0
+            if order.numel() < size:
                 # a row must not stand twice in one batch: contrastive losses would call it its own negative
-                head = order[:size]
-                if head.unique().numel() < size:
-                    order = torch.randperm(n, generator=generator)
-            yield rows[order[at : at + size].to(rows.device)]
-            at += size
-            if at >= order.numel():
-                order, at = torch.randperm(n, generator=generator), 0
+                fresh = torch.randperm(n, generator=generator)
+                again = torch.isin(fresh, order)
+                order = torch.cat([order, fresh[~again], fresh[again]])
+            yield rows[order[:size].to(rows.device)]
+            order = order[size:]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch * 7919 + self.rank)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch * 7919)
         self.epoch += 1
         pairs = self._deal(self.data.pairs, generator)
         image = self._deal(self.data.rows_image, generator)
         rna = self._deal(self.data.rows_rna, generator)
-        for _ in range(len(self)):
-            if self.pairs_only:
-                yield {"pairs": next(pairs)}
-            else:
-                yield {"pairs": next(pairs), "image": next(image), "rna": next(rna)}
+        for step in range(len(self) * self.world):
+            batch = {"pairs": next(pairs)}
+            if not self.pairs_only:
+                batch |= {"image": next(image), "rna": next(rna)}
+            if step % self.world == self.rank:
+                yield batch

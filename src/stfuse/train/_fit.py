@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from stfuse.train._plans import FusionPlan
 
 def resolve_device(device: str) -> tuple[str, int | list[int]]:
     """Turn ``device`` ("auto", "cpu", "cuda", "cuda:1", "mps") into Lightning's accelerator and devices."""
-    kind, _, index = device.partition(":")
+    kind, _, index = str(device).partition(":")
     if kind not in {"auto", "cpu", "cuda", "gpu", "mps"} or (index and not index.isdigit()):
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:<index>' or 'mps', got {device!r}.")
     if kind == "auto":
@@ -44,16 +46,21 @@ class KeepBest(Callback):
         self.best_epoch = 0
         self.state: dict[str, Tensor] | None = None
 
+    @staticmethod
+    def _scores(trainer: lp.Trainer, plan: FusionPlan) -> Any:
+        """Scores of the first process, so that all stop at the same epoch."""
+        return trainer.strategy.broadcast(plan.held_out())
+
     def on_train_start(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
         """Score the start: training has to beat it."""
         if isinstance(pl_module, FusionPlan):
-            self.start = self.best = pl_module.held_out()
+            self.start = self.best = self._scores(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
         """Compare, keep, stop."""
         if not isinstance(pl_module, FusionPlan):
             return
-        scores = pl_module.held_out()
+        scores = self._scores(trainer, pl_module)
         epoch = trainer.current_epoch + 1
         if scores.mean() < self.best.mean():
             self.best, self.best_epoch = scores, epoch
@@ -147,12 +154,19 @@ def fit(
         "benchmark": False,
         "num_sanity_val_steps": 0,
     }
-    batches = StepBatches(plan.tensors, batch_size, seed, pairs_only=pairs_only)
+    plan.batches = StepBatches(plan.tensors, batch_size, seed, pairs_only=pairs_only)
     with _quiet():
         trainer = lp.Trainer(max_epochs=max_epochs, callbacks=callbacks, **(defaults | options))
-        trainer.fit(plan, train_dataloaders=batches)
-    if trainer.interrupted:
-        raise KeyboardInterrupt("training was interrupted; nothing was written")
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(plan, train_dataloaders=plan.batches)
+        except SystemExit:
+            # on an interrupt Lightning shuts the keyboard out and leaves the interpreter, a notebook's too
+            if not trainer.interrupted:
+                raise
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt("training was interrupted; nothing was written") from None
     plan.module.to("cpu").eval()
     history = pd.DataFrame(plan.epochs, index=pd.RangeIndex(1, len(plan.epochs) + 1, name="epoch"))
     return history, keep

@@ -35,31 +35,31 @@ class FusionPlan(lp.LightningModule):
         super().__init__()
         self.module, self.tensors, self.seed = module, data, seed
         self.epochs: list[dict[str, float]] = []
+        self.batches: StepBatches | None = None
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._counts: dict[str, int] = {}
 
     def on_fit_start(self) -> None:
-        """Bring the data to where the module is, once."""
+        """Bring the data to where the module is, once, and take this process's share of the batches."""
         self.tensors = self.tensors.to(self.device)
-        loader = self.trainer.train_dataloader
-        if isinstance(loader, StepBatches):
-            loader.data = self.tensors
-            loader.split(self.trainer.global_rank, self.trainer.world_size)
+        if self.batches is not None:
+            self.batches.data = self.tensors
+            self.batches.split(self.trainer.global_rank, self.trainer.world_size)
 
     def collect(self, **values: Tensor) -> None:
-        """Add up losses on the device; they are read once an epoch."""
-        self._steps += 1
+        """Add up losses on the device; they are read once an epoch. A loss may come in some steps only."""
         for name, value in values.items():
             value = value.detach()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def on_train_epoch_end(self) -> None:
         """Write the epoch's means and the held-out score."""
-        row = {name: float(value) / self._steps for name, value in self._sums.items()}
+        row = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
         if self.tensors.held_out.numel():
             row["held_out_rank"] = float(self.held_out().mean())
         self.epochs.append(row)
-        self._sums, self._steps = {}, 0
+        self._sums, self._counts = {}, {}
 
     @torch.no_grad()
     def held_out(self) -> Any:
@@ -159,8 +159,11 @@ class AdversarialPlan(FusionPlan):
         s, module = self.settings, self.module
         to_generator, to_critics = cast("list[LightningOptimizer]", self.optimizers())
         real = {v: module.native(v, self.tensors.of(v)[batch[v]]) for v in ("image", "rna")}
+        self._count += 1
+        moves = not s.adversarial or self._count % s.n_critic == 0
+        code, fake = self._generate(real, moves)
         if s.adversarial:
-            loss = self._critic_loss(real)
+            loss = self._critic_loss(real, {v: rows.detach() for v, rows in fake.items()})
             to_critics.zero_grad()
             self.manual_backward(loss)
             to_critics.step()
@@ -168,49 +171,45 @@ class AdversarialPlan(FusionPlan):
                 for view in real:
                     module.critic(view).clip()
             self.collect(critic=loss)
-        self._count += 1
-        if not s.adversarial or self._count % s.n_critic == 0:
-            parts = self._generator_losses(real, batch["pairs"])
+        if moves:
+            parts = self._generator_losses(real, code, fake, batch["pairs"])
             total = torch.stack([w * v for w, v in parts.values()]).sum()
             to_generator.zero_grad()
             self.manual_backward(total)
             to_generator.step()
-            self.collect_generator({name: value for name, (_, value) in parts.items()})
+            self.collect(**{name: value for name, (_, value) in parts.items()})
 
-    def collect_generator(self, values: dict[str, Tensor]) -> None:
-        """Generator losses come once in ``n_critic`` steps: weigh them so that the epoch's mean is right."""
-        repeat = self.settings.n_critic if self.settings.adversarial else 1
-        steps = self._steps
-        self.collect(**{name: value * repeat for name, value in values.items()})
-        self._steps = steps if self.settings.adversarial else steps + 1
+    def _generate(self, real: dict[str, Tensor], moves: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Codes and translations of the step, made once for critics and generator."""
+        module = self.module
+        if not (self.settings.adversarial or self.settings.cycle):
+            return {}, {}
+        with torch.set_grad_enabled(moves):
+            code = {v: module.encode(v, rows) for v, rows in real.items()}
+            return code, {"rna": module.decode("rna", code["image"]), "image": module.decode("image", code["rna"])}
 
-    def _critic_loss(self, real: dict[str, Tensor]) -> Tensor:
+    def _critic_loss(self, real: dict[str, Tensor], fake: dict[str, Tensor]) -> Tensor:
         s, module = self.settings, self.module
-        with torch.no_grad():
-            fake = {"rna": module.translate("image", real["image"]), "image": module.translate("rna", real["rna"])}
         total = torch.zeros((), device=self.device)
         for view, rows in real.items():
-            n = min(rows.shape[0], fake[view].shape[0])
             critic = module.critic(view)
             total = total + critic_loss(s.critic, *critic.joint(rows, fake[view]))
             if s.critic == "wgan-gp":
+                n = min(rows.shape[0], fake[view].shape[0])
                 total = total + 10 * gradient_penalty(critic, rows[:n], fake[view][:n], self._generator)
         return total
 
-    def _generator_losses(self, real: dict[str, Tensor], pairs: Tensor) -> dict[str, tuple[float, Tensor]]:
+    def _generator_losses(
+        self, real: dict[str, Tensor], code: dict[str, Tensor], fake: dict[str, Tensor], pairs: Tensor
+    ) -> dict[str, tuple[float, Tensor]]:
         s, module = self.settings, self.module
         parts: dict[str, tuple[float, Tensor]] = {}
-        if s.cycle or s.adversarial:
-            code = {v: module.encode(v, rows) for v, rows in real.items()}
-            fake = {"rna": module.decode("rna", code["image"]), "image": module.decode("image", code["rna"])}
-            if s.cycle:
-                there = module.cycle("image", real["image"], code["image"], fake["rna"])
-                parts["cycle"] = s.cycle, there + module.cycle("rna", real["rna"], code["rna"], fake["image"])
-            if s.adversarial:
-                scores = [
-                    generator_loss(s.critic, module.critic(v).joint(real[v], fake[v])[1]) for v in ("image", "rna")
-                ]
-                parts["adversarial"] = s.adversarial, scores[0] + scores[1]
+        if s.cycle:
+            there = module.cycle("image", real["image"], code["image"], fake["rna"])
+            parts["cycle"] = s.cycle, there + module.cycle("rna", real["rna"], code["rna"], fake["image"])
+        if s.adversarial:
+            scores = [generator_loss(s.critic, module.critic(v).joint(real[v], fake[v])[1]) for v in ("image", "rna")]
+            parts["adversarial"] = s.adversarial, scores[0] + scores[1]
         if pairs.numel() > 1:
             parts |= self._pair_losses(pairs)
         return parts
