@@ -1,0 +1,135 @@
+"""Place panels and their legends, in inches, so that nothing overlaps and nothing is squeezed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import MaxNLocator
+
+from stfuse.pl._color import MISSING, Color
+
+TITLE, GAP, MARGIN = 0.34, 0.14, 0.12
+TEXT = 9
+ROW = 0.215  # one line of a legend
+BAR = 0.85  # a colour bar with its numbers
+
+
+class Block(NamedTuple):
+    """Panels that share one legend."""
+
+    n_panels: int
+    legend: float
+
+
+def text_width(text: str, size: float = TEXT) -> float:
+    """Width of a text in inches."""
+    return float(TextPath((0, 0), text, size=size).get_extents().width) / 72 if text.strip() else 0.0
+
+
+def legend_names(color: Color) -> list[str]:
+    """Categories that occur, in their order, and "missing" where a label is."""
+    values: Any = color.values
+    used = np.unique(values.codes)
+    names = [str(values.categories[code]) for code in used if code >= 0]
+    return [*names, "missing"] if used[0] < 0 else names
+
+
+def legend_columns(n: int, height: float) -> int:
+    """Columns that a legend of ``n`` names needs beside a panel of this height."""
+    return math.ceil(n / max(1, int((height - ROW) / ROW)))
+
+
+def legend_width(color: Color, height: float, title: str | None) -> float:
+    """Inches that the legend takes."""
+    if not color.categorical:
+        return BAR
+    names = legend_names(color)
+    columns = legend_columns(len(names), height)
+    width = columns * (max(map(text_width, names), default=0) + 0.38)
+    return max(width, text_width(title or "") + 0.1) + 0.12
+
+
+def place(
+    blocks: Sequence[Block], panel: tuple[float, float], ncols: int, figsize: Any, labels: float = 0.0
+) -> list[list[Axes]]:
+    """Make a figure with the axes of each block.
+
+    Blocks of one panel stand side by side, others below each other. ``panel`` is width and height of each,
+    ``labels`` the room that the names of its axes take.
+    """
+    width, height = panel
+    single = all(b.n_panels == 1 for b in blocks)
+    per_line = min(ncols, len(blocks)) if single else 1
+    inside = 1 if single else min(ncols, max(b.n_panels for b in blocks))
+    rows = 1 if single else math.ceil(max(b.n_panels for b in blocks) / inside)
+    # legends that stand below each other are as wide as the widest
+    legends = [max(b.legend for b in blocks[i::per_line]) for i in range(per_line)]
+    cells = [labels + inside * width + (inside - 1) * GAP + legend for legend in legends]
+    starts = MARGIN + np.concatenate([[0], np.cumsum(np.array(cells) + GAP)])
+    line_height = rows * (TITLE + height + labels) + (rows - 1) * GAP
+    n_lines = math.ceil(len(blocks) / per_line)
+    total = (starts[-1] - GAP + MARGIN, MARGIN + n_lines * line_height + (n_lines - 1) * GAP)
+    figure = plt.figure(figsize=figsize or total)
+    axes = []
+    for i, block in enumerate(blocks):
+        line, cell = divmod(i, per_line)
+        top = total[1] - line * (line_height + GAP)
+        made = []
+        for row, column in (divmod(k, inside) for k in range(block.n_panels)):
+            x = starts[cell] + labels + column * (width + GAP)
+            y = top - row * (TITLE + height + labels + GAP) - TITLE - height
+            made.append(figure.add_axes((x / total[0], y / total[1], width / total[0], height / total[1])))
+        axes.append(made)
+    return axes
+
+
+def height_of(ax: Axes) -> float:
+    """Height of axes in inches."""
+    return float(ax.get_window_extent().height / ax.figure.dpi)
+
+
+def save_figure(ax: Axes, path: str | Path) -> None:
+    """Save the figure that the axes lie in, with everything that stands around them."""
+    figure: Any = ax.figure
+    figure.figure.savefig(path, dpi=200, bbox_inches="tight")  # of a part of a figure: all of it
+
+
+def draw_legend(ax: Axes, color: Color, height: float, mappable: ScalarMappable | None, title: str | None) -> None:
+    """Put the legend or the colour bar to the right of a panel."""
+    if mappable is not None:
+        inset = ax.inset_axes((1.04, 0.14, min(0.045, 0.14 / height), 0.72))
+        bar: Any = ax.figure.colorbar(mappable, cax=inset)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=TEXT - 1, length=2)
+        bar.locator = MaxNLocator(5)
+        bar.update_ticks()
+        if title:
+            bar.ax.set_title(title, fontsize=TEXT, loc="left", pad=6)
+        return
+    names = legend_names(color)
+    tint = {**color.colors, "missing": color.colors.get("missing", MISSING)}
+    handles = [Line2D([], [], marker="o", ls="", ms=6.5, mec="none", color=tint[name], label=name) for name in names]
+    ax.legend(
+        handles=handles,
+        ncols=legend_columns(len(names), height),
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        fontsize=TEXT,
+        title=title,
+        title_fontsize=TEXT,
+        alignment="left",
+        handletextpad=0.3,
+        columnspacing=0.8,
+        labelspacing=0.45,
+        borderaxespad=0.3,
+    )

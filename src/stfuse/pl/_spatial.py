@@ -1,0 +1,213 @@
+"""Draw observations where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import EllipseCollection
+from matplotlib.colors import to_rgba_array
+
+from stfuse import _keys
+from stfuse.pl._color import MISSING, Color, Palette, face_colors, keep_colors, number_scale, read_color
+from stfuse.pl._layout import Block, draw_legend, height_of, legend_width, place, save_figure
+from stfuse.pl._tissue import Section, draw_section, read_tissue, windows
+
+WIDE, NARROW = 4.2, 2.9  # inches of a panel alone, and among others
+RASTERIZE = 5_000  # more circles than this are pixels even in a PDF
+
+
+def spatial(
+    data: Any,
+    color: str | Sequence[str] | None = None,
+    *,
+    library_key: str | None = None,
+    library_id: str | Sequence[str] | None = None,
+    img: bool = True,
+    alpha_img: float = 1.0,
+    crop: bool = True,
+    size: float = 1.0,
+    alpha: float = 1.0,
+    layer: str | None = None,
+    palette: Palette = None,
+    cmap: str = "viridis",
+    vmin: float | None = None,
+    vmax: float | None = None,
+    ncols: int = 4,
+    title: str | Sequence[str] | None = None,
+    legend: bool = True,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    table_key: str | None = None,
+) -> Axes | list[Axes]:
+    """Draw observations in space: on the image where there is one, a panel for every section and colour.
+
+    Spots have their true size. All sections share one colour scale and one legend, and those of about one size are
+    drawn at one scale. The y axis points down, as in the image.
+
+    Parameters
+    ----------
+    data
+        AnnData, MuData or SpatialData (its table, and images in the table's `uns["spatial"]`).
+    color
+        What to draw, one or several of: a column of `obs`, a gene, or a column of `obsm` written as `"key:column"`
+        (`"X_cameo:0"`; for a DataFrame the name of the column, `"score_ulm:Hypoxia"`). None draws the tissue alone.
+    library_key
+        Column of `obs` with the section. Not needed for one section, or where `uns["spatial"]` names them.
+    library_id
+        Sections to draw. None: all.
+    img
+        Whether to draw the image of `uns["spatial"][section]`, hires or else lowres, each with its own scale factor.
+    alpha_img
+        Opacity of the image; less makes the spots stand out.
+    crop
+        Whether to show only the part of the image with observations.
+    size
+        Diameter of the circles relative to a spot's (`spot_diameter_fullres`, or else the distance between neighbours).
+    alpha
+        Opacity of the circles.
+    layer
+        Layer to take genes from. None: `X`.
+    palette
+        Colours of categories: a list, a dict, or the name of a colour map. None: `uns["<color>_colors"]` where it is
+        there, else colours that colour-blind people can tell apart.
+    cmap
+        Colour map of numbers.
+    vmin, vmax
+        Ends of the colour scale. None: smallest and largest value in the sections drawn.
+    ncols
+        Panels in a row.
+    title
+        Title of each panel. None: name of the section, or of the colour where there is one section.
+    legend
+        Whether to draw legends and colour bars.
+    figsize
+        Size of the figure in inches. None: what the panels need.
+    ax
+        Axes to draw one panel into.
+    save
+        File to save the figure to.
+    spatial_key
+        Key of the coordinates in `obsm`.
+    table_key
+        Which table of a SpatialData.
+
+    Returns
+    -------
+    matplotlib.axes.Axes or list of them
+        One panel: its axes. Several: a list, all sections of the first colour, then of the next.
+        Colours of categories are kept in `uns["<color>_colors"]`, as scanpy does.
+
+    Raises
+    ------
+    KeyError
+        If a colour, the coordinates, a section or the scale factor of an image is not there.
+    ValueError
+        If `ax` is given for several panels, or a palette is too short.
+
+    Examples
+    --------
+    >>> import stfuse
+    >>> adata = stfuse.datasets.synthetic_tissue(400, n_sections=2)
+    >>> panels = stfuse.pl.spatial(adata, color=["domain", "X_pca:0"], library_key="section")
+    >>> len(panels)
+    4
+    """
+    keys = [None] if color is None else [color] if isinstance(color, str) else list(color)
+    if not keys:
+        raise ValueError("color is an empty list: name at least one column, gene or 'key:column' of obsm.")
+    sections = _chosen(read_tissue(data, library_key, spatial_key, table_key, img, crop), library_id)
+    colors = [
+        None if k is None else read_color(data, k, palette=palette, layer=layer, table_key=table_key) for k in keys
+    ]
+    n_panels = len(sections) * len(colors)
+    titles = _titles(title, sections, colors)
+    frames, ratio = windows(sections)
+
+    width = WIDE if n_panels == 1 else NARROW
+    height = width * ratio
+    if ax is not None and n_panels > 1:
+        raise ValueError(
+            f"ax= takes one panel, but {len(colors)} colour(s) x {len(sections)} section(s) make {n_panels}."
+        )
+    if ax is not None:
+        groups = [[ax]]
+        height = height_of(ax)
+    else:
+        names = [_legend_title(c, sections) for c in colors]
+        needs = [legend_width(c, height, n) if c and legend else 0.0 for c, n in zip(colors, names, strict=True)]
+        groups = place([Block(len(sections), need) for need in needs], (width, height), max(1, ncols), figsize)
+
+    style = {"size": size, "alpha": alpha}
+    shown = np.concatenate([s.rows for s in sections])
+    for color_read, panels in zip(colors, groups, strict=True):
+        mappable = number_scale(color_read, shown, cmap, vmin, vmax)
+        for section, frame, panel in zip(sections, frames, panels, strict=True):
+            draw_section(panel, section, frame, alpha_img)
+            _draw_circles(panel, section, color_read, mappable, **style)
+            panel.set_title(next(titles), fontsize=10.5, pad=5)
+        if legend and color_read is not None:
+            beside = panels[min(ncols, len(panels)) - 1]
+            draw_legend(beside, color_read, height, mappable, _legend_title(color_read, sections))
+    keep_colors(data, colors, table_key)
+    axes = [panel for panels in groups for panel in panels]
+    if save is not None:
+        save_figure(axes[0], save)
+    return axes[0] if len(axes) == 1 else axes
+
+
+def _chosen(sections: list[Section], library_id: str | Sequence[str] | None) -> list[Section]:
+    if library_id is None:
+        return sections
+    wanted = [library_id] if isinstance(library_id, str) else list(library_id)
+    by_name = {s.name: s for s in sections}
+    missing = [name for name in wanted if name not in by_name]
+    if missing or not wanted:
+        raise KeyError(
+            f"No section {', '.join(map(repr, missing)) or 'named'}. There is {', '.join(map(repr, by_name))}."
+        )
+    return [by_name[name] for name in wanted]
+
+
+def _titles(title: str | Sequence[str] | None, sections: list[Section], colors: list[Color | None]) -> Any:
+    n = len(sections) * len(colors)
+    if title is not None:
+        given = [title] * n if isinstance(title, str) else list(title)
+        if len(given) != n:
+            raise ValueError(f"title has {len(given)} entries for {n} panels.")
+        return iter(given)
+    if len(sections) > 1:
+        return iter([s.name for _ in colors for s in sections])
+    return iter([sections[0].name if c is None else c.name for c in colors])
+
+
+def _legend_title(color: Color | None, sections: list[Section]) -> str | None:
+    """Name the colour beside the panels where their titles name sections."""
+    return color.name if color is not None and len(sections) > 1 else None
+
+
+def _draw_circles(
+    ax: Axes, section: Section, color: Color | None, mappable: ScalarMappable | None, *, size: float, alpha: float
+) -> None:
+    if color is None and section.image is not None:
+        return
+    xy = section.xy
+    if color is None:
+        rgba = np.tile(to_rgba_array(MISSING), (len(xy), 1))
+    else:
+        rgba, known = face_colors(color, section.rows, mappable)
+        order = np.argsort(known, kind="stable")  # what is missing lies below
+        xy, rgba = xy[order], rgba[order]
+    rgba[:, 3] = alpha
+    diameter = [section.diameter * size]
+    circles = EllipseCollection(
+        diameter, diameter, [0], units="xy", offsets=xy, offset_transform=ax.transData, facecolors=rgba, linewidths=0
+    )
+    circles.set_rasterized(len(xy) > RASTERIZE)
+    ax.add_collection(circles, autolim=False)
