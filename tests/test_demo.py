@@ -10,7 +10,7 @@ import pytest
 
 import stfuse
 from stfuse.__main__ import main
-from stfuse._demo import _html, _pipeline, _words
+from stfuse._demo import _html, _pipeline, _tissue, _tour, _words
 
 
 def small_tissue(n_obs: int = 240, seed: int = 0) -> ad.AnnData:
@@ -61,7 +61,7 @@ def toured(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     data, lines = small_tissue(), []
     before = data.copy()
-    settings = _pipeline.Settings(seed=3, n_clusters=3, max_epochs=2, n_permutations=20)
+    settings = _tour.Settings(seed=3, n_clusters=3, max_epochs=2, n_permutations=20)
     report = _pipeline.run(out / "deep" / "er", settings, data=data, say=lines.append)
     return SimpleNamespace(
         out=report.parent, data=data, before=before, lines=lines, settings=settings, text=report.read_text("utf-8")
@@ -134,7 +134,7 @@ def test_report_is_honest_about_labels_and_genes(toured):
 
 
 def test_same_seed_same_codes(toured, tmp_path):
-    tour = _pipeline.Tour(toured.settings, small_tissue())
+    tour = _tour.Tour(toured.settings, small_tissue())
     for _, step in _pipeline.STEPS[:3]:
         step(tour)
     first = ad.read_h5ad(toured.out / "mob.h5ad")
@@ -150,8 +150,8 @@ def test_domains_are_named_from_the_inside_out():
     # a shift of the whole section changes nothing
     adata.obsm["spatial"] = xy + [500, -30]
     labels = pd.Series(["7"] * 12 + ["2"] * 12 + ["0"] * 12, index=adata.obs_names)
-    assert _pipeline.inside_out(adata, labels) == ["2", "0", "7"]
-    named = _pipeline.from_inside_out(adata, labels)
+    assert _tour.inside_out(adata, labels) == ["2", "0", "7"]
+    named = _tour.from_inside_out(adata, labels)
     assert list(named) == ["D3"] * 12 + ["D1"] * 12 + ["D2"] * 12
     assert list(named.categories) == ["D1", "D2", "D3"]
 
@@ -191,7 +191,7 @@ def test_search_matches_a_literal_loop():
     )
     adata = ad.AnnData(obs=obs)
     adata.obsm["X_cameo_image"], adata.obsm["X_cameo_rna"] = rng.normal(size=(2, n, 5))
-    tour = _pipeline.Tour(_pipeline.Settings(n_neighbors=k), adata)
+    tour = _tour.Tour(_tour.Settings(n_neighbors=k), adata)
     _pipeline.search_across_views(tour)
     hits = []
     for i in range(n):
@@ -211,11 +211,46 @@ def test_search_matches_a_literal_loop():
 
 
 @pytest.mark.parametrize(
-    ("ours", "said"), [(0.7, "better than any"), (0.5, "as well as the best"), (0.3, "Here it does not")]
+    ("ours", "said"), [(0.7, "more than any"), (0.5, "as much as the best"), (0.3, "Here it does not")]
 )
 def test_the_verdict_follows_the_numbers(ours, said):
     scores = pd.DataFrame({"ARI": [ours, 0.5, 0.2, 0.4]}, ["Fused (CAMEO)", "RNA alone", "Image alone", "Side by side"])
     assert said in _words.score_words(scores)
+
+
+def test_groups_are_matched_to_layers_one_to_one():
+    layers = pd.Series(["in"] * 6 + ["out"] * 6)
+    # the small group lies wholly inside, but the layer goes to the group that covers most of it
+    labels = pd.Series(["D1"] * 4 + ["D2"] * 2 + ["D3"] * 6)
+    assert _tissue.partners(labels, layers, ["in", "out"]) == {"D1": "in", "D3": "out"}
+
+
+@pytest.mark.parametrize(("second", "said"), [(0.5, "same however many"), (0.7, "depends on how many")])
+def test_winners_are_told_for_every_number_of_domains(second, said):
+    by_number = pd.DataFrame({4: [0.6, 0.5], 5: [0.6, second]}, ["Fused (CAMEO)", "RNA alone"])
+    assert said in _words.number_words(by_number)
+
+
+def test_held_out_ranks_are_shares_that_begin_at_the_linear_start():
+    shares = np.array([0.04, 0.03, 0.02])
+    history = pd.DataFrame({"held_out_rank": np.log(shares + 0.01)}, index=pd.RangeIndex(1, 4))
+    start = np.log(0.05 + 0.01)
+    record = {"history": history, "n_obs": {"paired": 100}}
+    record["report"] = {"held_out_gain": start - history["held_out_rank"].min(), "epochs_kept": 3}
+    curve = _words.held_out(record)
+    np.testing.assert_allclose(curve, [0.05, *shares])
+    assert list(curve.index) == [0, 1, 2, 3]
+    words = _words.fusion_words(record, _tour.Settings(max_epochs=3))
+    assert "5.0 %" in words
+    assert "2.0 %" in words
+    assert "cut at 3 epochs" in words
+
+
+@pytest.mark.parametrize("history", [None, pd.DataFrame({"loss": [1.0]})])
+def test_without_held_out_pairs_the_report_says_so(history):
+    record = {"history": history, "n_obs": {"paired": 5}, "report": {"epochs_kept": 0}}
+    assert _words.held_out(record) is None
+    assert "linear start" in _words.fusion_words(record, _tour.Settings())
 
 
 def test_table_escapes_text_and_sets_numbers_flush_right():

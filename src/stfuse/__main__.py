@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -46,11 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problem = check_folder(options.out)
     if problem:
         command_line.error(problem)
+    # data this small gain little from a second thread, and on a busy machine threads lose minutes waiting for each other;
+    # read when numpy, torch and scikit-learn are loaded, so it comes before the imports
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     import matplotlib as mpl
     from tqdm.auto import tqdm
 
-    from stfuse._demo._pipeline import Settings, run
+    from stfuse._demo._pipeline import run
+    from stfuse._demo._tour import Settings
 
     # nobody looks at windows here, and there may be no screen
     mpl.use("agg")

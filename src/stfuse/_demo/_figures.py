@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +13,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
-from stfuse import pl
 from stfuse._demo import _tissue
+from stfuse._demo._tour import FUSED, SLOTS
+from stfuse._demo._words import held_out, signed
 
 if TYPE_CHECKING:
-    from stfuse._demo._pipeline import Tour
+    from stfuse._demo._tour import Tour
 
 STYLE: Any = {
-    "figure.constrained_layout.use": True,
     "savefig.dpi": 160,
     "font.size": 10,
     "axes.titlesize": 11,
@@ -39,10 +40,10 @@ def draw_all(tour: Tour, out: Path) -> dict[str, Path]:
     plans |= {
         "rivals": partial(_tissue.rivals, tour),
         "comparison": partial(comparison, tour.comparison),
-        "history": partial(history, tour),
+        "history": partial(history, tour.adata.uns[SLOTS.record]),
         "neighbours": partial(enrichment, tour.enrichment),
         "pathways": partial(pathway_matrix, tour),
-        "top_pathway": partial(_tissue.everywhere, tour, tour.activity[tour.top_pathway], tour.top_pathway),
+        "top_pathway": partial(_tissue.everywhere, tour, tour.top_pathway),
         "markers": partial(_tissue.markers, tour),
     }
     plans |= {f"search_{query.domain}": partial(_tissue.search, tour.adata, query) for query in tour.queries}
@@ -51,7 +52,7 @@ def draw_all(tour: Tour, out: Path) -> dict[str, Path]:
         for name, plan in plans.items():
             figure = plan()
             paths[name] = out / f"{name}.png"
-            figure.savefig(paths[name], facecolor="white")
+            figure.savefig(paths[name], facecolor="white", bbox_inches="tight")
             plt.close(figure)
     return paths
 
@@ -59,10 +60,10 @@ def draw_all(tour: Tour, out: Path) -> dict[str, Path]:
 def comparison(scores: pd.DataFrame) -> Figure:
     """Draw both scores of every way of finding domains, best at the top."""
     scores = scores.sort_values("ARI")
-    figure, axes = plt.subplots(1, 2, figsize=(7.6, 0.5 * len(scores) + 0.9), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(7.6, 0.5 * len(scores) + 0.9), sharey=True, layout="constrained")
     titles = {"ARI": "Adjusted Rand index", "NMI": "Normalised mutual information"}
     for ax, (name, title) in zip(axes, titles.items(), strict=True):
-        colours = [LOUD if "CAMEO" in label else QUIET for label in scores.index]
+        colours = [LOUD if label == FUSED else QUIET for label in scores.index]
         bars = ax.barh(scores.index, scores[name], color=colours, height=0.62)
         ax.bar_label(bars, fmt="%.2f", padding=4)
         ax.set(xlim=(0, 1), title=title, xticks=[0, 0.5, 1])
@@ -71,16 +72,27 @@ def comparison(scores: pd.DataFrame) -> Figure:
     return figure
 
 
-def history(tour: Tour) -> Figure:
-    """Draw how training went."""
-    return pl.history(tour.adata, key="cameo")
+def history(record: Mapping[str, Any]) -> Figure:
+    """Draw where the partners of held-out pairs rank while training goes on, and where the linear start has them."""
+    figure, ax = plt.subplots(figsize=(7.6, 3.0), layout="constrained")
+    curve = held_out(record)
+    if curve is None:
+        ax.text(0.5, 0.5, "No pairs were held out: the linear start is the result.", ha="center", va="center")
+        ax.set_axis_off()
+        return figure
+    ax.plot(curve.index, curve, color=LOUD, lw=2)
+    ax.axhline(curve.iloc[0], color=QUIET, ls="--", lw=1.5)
+    ax.annotate("linear start", (curve.index[-1], curve.iloc[0]), (0, 5), textcoords="offset points", ha="right")
+    ax.set(xlabel="epoch", ylabel="nearer than the partner", ylim=(0, None), xlim=(0, None))
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    return figure
 
 
 def enrichment(zscore: pd.DataFrame) -> Figure:
     """Draw squidpy's enrichment z-scores, blue apart and red together."""
     side = 0.75 * len(zscore) + 1.6
-    figure, ax = plt.subplots(figsize=(side + 0.8, side))
-    heat(ax, zscore, "z-score against shuffled domains", fmt="{:+.0f}")
+    figure, ax = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
+    heat(ax, zscore, "z-score against shuffled domains", digits=0)
     ax.set(xlabel="domain of the neighbour", ylabel="domain of the spot")
     return figure
 
@@ -88,13 +100,13 @@ def enrichment(zscore: pd.DataFrame) -> Figure:
 def pathway_matrix(tour: Tour) -> Figure:
     """Draw mean activity by domain; a star where every section that has the domain agrees on the sign."""
     mean = tour.pathways.T
-    figure, ax = plt.subplots(figsize=(0.8 * mean.shape[1] + 2.8, 0.36 * len(mean) + 1.2))
-    heat(ax, mean, "mean activity (standard deviations)", fmt="{:+.1f}", star=tour.unanimous.T.to_numpy())
+    figure, ax = plt.subplots(figsize=(0.8 * mean.shape[1] + 2.8, 0.36 * len(mean) + 1.2), layout="constrained")
+    heat(ax, mean, "mean activity (standard deviations)", digits=1, star=tour.unanimous.T.to_numpy())
     ax.set_yticks(range(len(mean)), [f"{name} ({tour.targets[name]} genes)" for name in mean.index])
     return figure
 
 
-def heat(ax: Axes, table: pd.DataFrame, label: str, fmt: str, star: np.ndarray | None = None) -> None:
+def heat(ax: Axes, table: pd.DataFrame, label: str, digits: int, star: np.ndarray | None = None) -> None:
     """Draw a table as a heat map that diverges at zero, with its numbers."""
     values = table.to_numpy(float)
     limit = float(np.nanmax(np.abs(values))) or 1.0
@@ -109,7 +121,7 @@ def heat(ax: Axes, table: pd.DataFrame, label: str, fmt: str, star: np.ndarray |
         ax.text(
             j,
             i,
-            fmt.format(round(value, 1) + 0.0) + mark,
+            signed(value, digits) + mark,
             ha="center",
             va="center",
             color="white" if dark else "#1d2733",

@@ -4,78 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stfuse import _keys, datasets, metrics, pp, tl
+from stfuse import datasets, pp, tl
+from stfuse._demo._compare import compare
+from stfuse._demo._tour import LAYER, LOGGED, MIN_TARGETS, SECTION, SLOTS, Query, Settings, Tour, from_inside_out
 from stfuse._progress import progress
-
-SLOTS = _keys.slots("cameo")
-SECTION, LAYER, LOGGED = "section", "layer", "log1p"
-# PROGENy recommends 100 targets a pathway; the bundled sections measure 1,000 genes and keep at most ten of them
-MIN_TARGETS = 4
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What can be changed about the tour."""
-
-    seed: int = 0
-    n_clusters: int = 4
-    max_epochs: int | None = None
-    n_permutations: int = 1000
-    n_neighbors: int = 10
-
-
-@dataclass
-class Tour:
-    """The object on its way through the steps, and what the report needs beside it."""
-
-    settings: Settings
-    adata: AnnData
-    rivals: pd.DataFrame = field(default_factory=pd.DataFrame)
-    comparison: pd.DataFrame = field(default_factory=pd.DataFrame)
-    enrichment: pd.DataFrame = field(default_factory=pd.DataFrame)
-    targets: pd.Series = field(default_factory=lambda: pd.Series(dtype=int))
-    activity: pd.DataFrame = field(default_factory=pd.DataFrame)
-    padj: pd.DataFrame = field(default_factory=pd.DataFrame)
-    pathways: pd.DataFrame = field(default_factory=pd.DataFrame)
-    unanimous: pd.DataFrame = field(default_factory=pd.DataFrame)
-    markers: pd.DataFrame = field(default_factory=pd.DataFrame)
-    search: pd.DataFrame = field(default_factory=pd.DataFrame)
-    queries: list[Query] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    figures: dict[str, Path] = field(default_factory=dict)
-
-    @property
-    def domains(self) -> pd.Series:
-        """The fused domains, categorical."""
-        return self.adata.obs[SLOTS.domain]
-
-    @property
-    def layer_order(self) -> list[str]:
-        """The known layers from the middle of the tissue outwards."""
-        return inside_out(self.adata, self.adata.obs[LAYER])
-
-    @property
-    def top_pathway(self) -> str:
-        """The pathway that differs most between domains."""
-        return str((self.pathways.max() - self.pathways.min()).idxmax())
-
-
-@dataclass(frozen=True)
-class Query:
-    """One image patch and how similar the RNA of every spot in another section is to it."""
-
-    spot: str
-    domain: str
-    section: str
-    target: str
-    similarity: pd.Series
 
 
 def measure_image(tour: Tour) -> None:
@@ -95,62 +33,6 @@ def find_domains(tour: Tour) -> None:
     adata, settings = tour.adata, tour.settings
     tl.domains(adata, use_rep=SLOTS.fused, n_clusters=settings.n_clusters, library_key=SECTION, seed=settings.seed)
     adata.obs[SLOTS.domain] = from_inside_out(adata, adata.obs[SLOTS.domain])
-
-
-def inside_out(adata: AnnData, labels: pd.Series) -> list[str]:
-    """Order groups by how far their spots lie from the middle of their section on average."""
-    xy = pd.DataFrame(np.asarray(adata.obsm[_keys.SPATIAL])[:, :2], index=adata.obs_names)
-    middle = xy.groupby(adata.obs[SECTION], observed=True).transform("median")
-    radius = np.sqrt(((xy - middle) ** 2).sum(axis=1))
-    return list(radius.groupby(labels.astype(str)).mean().sort_values().index)
-
-
-def from_inside_out(adata: AnnData, labels: pd.Series) -> pd.Categorical:
-    """Rename groups D1, D2, ... from the middle outwards, because cluster numbers mean nothing."""
-    names = {old: f"D{i}" for i, old in enumerate(inside_out(adata, labels), start=1)}
-    return pd.Categorical(labels.astype(str).map(names), categories=list(names.values()))
-
-
-def compare(tour: Tour) -> None:
-    """Score the domains against the known layers, beside those of each view alone and of both side by side."""
-    adata, settings = tour.adata, tour.settings
-    section = adata.obs[SECTION]
-    # an object of its own, so that mob.h5ad keeps only what a user would want
-    other = AnnData(obs=adata.obs[[SECTION]].copy(), uns={"spatial": adata.uns["spatial"]})
-    other.obsm.update({key: adata.obsm[key] for key in (_keys.SPATIAL, _keys.RNA, _keys.IMAGE)})
-    tl.concat(other, library_key=SECTION, batch_key=SECTION, seed=settings.seed)
-    # every rival gets the centring that the fusion got
-    other.obsm[_keys.RNA] = centred(np.asarray(adata.obsm[_keys.RNA]), section)
-    other.obsm["X_image_pca"] = standardised_pca(centred(np.asarray(adata.obsm[_keys.IMAGE]), section), settings.seed)
-    found = {"Fused (CAMEO)": tour.domains}
-    for name, rep in {"RNA alone": _keys.RNA, "Image alone": "X_image_pca", "Side by side": "X_concat"}.items():
-        tl.domains(
-            other,
-            use_rep=rep,
-            n_clusters=settings.n_clusters,
-            library_key=SECTION,
-            key_added="found",
-            seed=settings.seed,
-        )
-        found[name] = pd.Series(from_inside_out(adata, other.obs["found"]), index=adata.obs_names)
-    tour.rivals = pd.DataFrame(found)
-    scores = {name: metrics.domain_scores(adata.obs[LAYER], labels) for name, labels in found.items()}
-    tour.comparison = pd.DataFrame(scores).T.rename(columns=str.upper)[["ARI", "NMI"]]
-
-
-def centred(features: np.ndarray, section: pd.Series) -> np.ndarray:
-    """Take the mean of its section from every row."""
-    table = pd.DataFrame(features, index=section.index)
-    return (table - table.groupby(section, observed=True).transform("mean")).to_numpy()
-
-
-def standardised_pca(features: np.ndarray, seed: int, n_components: int = 20) -> np.ndarray:
-    """Principal components of standardised features, as one would use the image on its own."""
-    from sklearn.decomposition import PCA
-    from sklearn.preprocessing import StandardScaler
-
-    scaled = StandardScaler().fit_transform(features)
-    return PCA(min(n_components, *scaled.shape), random_state=seed).fit_transform(scaled).astype(np.float32)
 
 
 def neighbourhoods(tour: Tour) -> None:

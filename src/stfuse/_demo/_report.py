@@ -12,11 +12,11 @@ import pandas as pd
 
 from stfuse._demo import _html
 from stfuse._demo._html import Section, code, folded, paragraph, picture
-from stfuse._demo._pipeline import LAYER, MIN_TARGETS, SECTION, SLOTS
-from stfuse._demo._words import fusion_words, pathway_words, percent, score_words, search_words, signed
+from stfuse._demo._tour import FUSED, LAYER, MIN_TARGETS, SECTION, SLOTS
+from stfuse._demo._words import fusion_words, number_words, pathway_words, percent, score_words, search_words, signed
 
 if TYPE_CHECKING:
-    from stfuse._demo._pipeline import Tour
+    from stfuse._demo._tour import Tour
 
 NUMBERS = {1: "One", 2: "Two", 3: "Three", 4: "Four"}
 
@@ -79,17 +79,20 @@ def head(tour: Tour, title: str) -> str:
         "genes counted": f"{adata.n_vars:,}",
         "image features a spot": str(np.shape(adata.obsm["X_image"])[1]),
         "numbers in the fused code": str(np.shape(adata.obsm[SLOTS.fused])[1]),
-        "agreement of fused domains with known layers (ARI, 1 = same)": f"{best['Fused (CAMEO)']:.2f}",
+        "agreement of fused domains with known layers (ARI, 1 = same)": f"{best[FUSED]:.2f}",
         "from start to figures": f"{sum(tour.seconds.values()):.0f} s",
     }
+    extra = (
+        ", one more than the known layers, because a photograph also shows folds and dirt" if tour.spare == 1 else ""
+    )
     steps = [
         "Every spot's patch of the H&amp;E photograph becomes a row of colour and texture statistics "
         "(<code>stfuse.pp.image_features</code>).",
         "Its RNA counts become principal components, and CAMEO fuses the two views "
         "(<code>stfuse.tl.cameo</code>). Features are centred within each section, because staining and sequencing depth differ "
         "between slides. No layer label is used.",
-        f"Spots with similar codes become {len(tour.domains.cat.categories)} domains (<code>stfuse.tl.domains</code>), as "
-        "many as there are known layers. They are numbered from the middle of the tissue outwards, so that D1 is innermost.",
+        f"Spots with similar codes become {len(tour.domains.cat.categories)} domains (<code>stfuse.tl.domains</code>){extra}. "
+        "They are numbered from the middle of the tissue outwards.",
         "squidpy, decoupler and scanpy then work on these domains as on any other annotation.",
     ]
     return (
@@ -118,12 +121,14 @@ def tissue(tour: Tour) -> Section:
     content["Mostly"] = [f"{row.idxmax()} ({percent(row.max())})" for _, row in overlap.iterrows()]
     for name in names:
         content[f"of {name}"] = shares[name].map(percent)
+    left = " The colour that is left over marks what no layer explains." if tour.spare > 0 else ""
     body = (
         paragraph(
             "All sections were clustered together, so a colour means the same domain everywhere. The four layers of the "
             "bulb lie around each other like the skins of an onion: granule cells (GCL) in the middle, then mitral cells "
             "(MCL), glomeruli (GL) and the olfactory nerve (ONL) outside. In the photographs the granule cells are the dense, dark "
-            "middle; look whether the colours follow the rings around it, and whether all sections tell the same."
+            "middle; look whether the colours follow the rings around it, and whether all sections tell the same. A domain has the colour of the layer that it overlaps with most."
+            + left
         )
         + f'<div class="pair">{pictures}</div>'
         + _html.table(
@@ -155,11 +160,17 @@ def comparison(tour: Tour) -> Section:
             "Agreement of domains with the known layers",
             "Domains from",
         )
+        + paragraph(number_words(tour.by_number))
+        + _html.table(
+            tour.by_number.map("{:.3f}".format).rename(columns="{} domains".format),
+            "Agreement with the known layers (ARI) by number of domains",
+            "Domains from",
+        )
         + picture(
             tour.figures["rivals"],
             f"Section {tour.adata.obs[SECTION].cat.categories[0]} six times: photograph, domains from the image alone, RNA alone, both side by side, the fused code, and the known layers.",
-            "<b>One section, four answers and the known layers.</b> Colours go from the inside out in every panel. "
-            "Look for rings that are closed, and for single spots of a wrong colour.",
+            "<b>One section, four answers and the known layers.</b> A domain has the colour of the layer that it overlaps with "
+            "most, each layer used once. Look for rings that are closed, and for single spots of a wrong colour.",
         )
         + paragraph(
             "<b>Read this with care.</b> The known layers were transferred by a classifier that looks at RNA only. That "
@@ -173,11 +184,12 @@ def comparison(tour: Tour) -> Section:
 
 def training(tour: Tour) -> Section:
     """Show training and what held-out pairs said."""
-    body = paragraph(fusion_words(tour.adata.uns[SLOTS.record])) + picture(
+    body = paragraph(fusion_words(tour.adata.uns[SLOTS.record], tour.settings)) + picture(
         tour.figures["history"],
-        "Curves of the training history of CAMEO over epochs.",
-        "<b>Training.</b> Losses on the observations that are learned from, and scores on pairs that were held out: "
-        "training stops when the held-out pairs no longer gain.",
+        "Line chart: share of candidates that rank before the true partner of a held-out pair, by epoch, with the linear start.",
+        "<b>What held-out pairs say.</b> Share of candidates that lie nearer to a patch than the RNA of its own spot, for pairs "
+        "that were hidden from training. Lower is better; the dashed line is the linear start. The falling curve is the gain of training.",
+        "small",
     )
     return Section("training", "Training", "What training said", body)
 
@@ -257,9 +269,8 @@ def markers(tour: Tour) -> Section:
         + picture(
             tour.figures["markers"],
             "The first marker gene of every domain on the spots of one section.",
-            "<b>First marker of each domain</b> (log-normalised expression, yellow is high, limits of its own in every panel). "
+            "<b>First marker of each domain</b> (log-normalised expression, yellow is high, a scale of its own in every panel). "
             "It should light up where the domain lies.",
-            "medium",
         )
     )
     return Section("markers", "Markers", "The genes that mark them", body)

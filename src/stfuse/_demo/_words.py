@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-from stfuse._demo._pipeline import MIN_TARGETS
+from stfuse._demo._tour import FUSED, MIN_TARGETS
 
 if TYPE_CHECKING:
-    from stfuse._demo._pipeline import Tour
+    from stfuse._demo._tour import Settings, Tour
 
 # differences between two domain scores that repeated clusterings show as well
 NOISE = 0.03
@@ -34,19 +35,19 @@ def enumeration(items: list[str]) -> str:
 
 def score_words(scores: pd.DataFrame) -> str:
     """Say plainly who agrees most with the known layers."""
-    ours = scores.loc["Fused (CAMEO)", "ARI"]
-    others = scores["ARI"].drop("Fused (CAMEO)").sort_values(ascending=False)
-    name, best = others.index[0], others.iloc[0]
+    ours = scores.loc[FUSED, "ARI"]
+    others = scores["ARI"].drop(FUSED).sort_values(ascending=False)
+    name, best = others.index[0].replace("Side", "both side"), others.iloc[0]
     numbers = f"(adjusted Rand index {ours:.2f} against {best:.2f})"
     if ours > best + NOISE:
         verdict = (
-            f"The fused code finds the known layers better than any of the others {numbers}; next comes {name.lower()}."
+            f"The fused code agrees with the known layers more than any of the others {numbers}; next comes {name}."
         )
     elif ours < best - NOISE:
-        verdict = f"Here it does not: domains from {name.replace('Side', 'both views side')} match the known layers better {numbers}."
+        verdict = f"Here it does not help: the domains of {name} agree with the known layers more than the fused ones {numbers}."
     else:
-        verdict = f"The fused code does as well as the best of the others, {name.lower()} {numbers}: on this tissue it gains nothing."
-    worse = [n.lower() for n, v in others.items() if ours > v + NOISE]
+        verdict = f"The fused code agrees with the known layers as much as the best of the others, {name} {numbers}, and no more."
+    worse = [n.replace("Side", "both side") for n, v in others.items() if ours > v + NOISE]
     beaten = f" It is ahead of {enumeration(worse)}." if worse and ours <= best + NOISE else ""
     return (
         "The same clustering was run on the RNA alone, on the image alone, on both put side by side without learning, "
@@ -54,11 +55,52 @@ def score_words(scores: pd.DataFrame) -> str:
     )
 
 
-def fusion_words(record: Mapping[str, Any]) -> str:
-    """Say how many observations were learned from and for how long."""
-    counts = record.get("n_obs", {})
-    seen = f"{int(counts['paired']):,} spots with both views" if "paired" in counts else "all spots"
-    return f"CAMEO learned from {seen}."
+def number_words(by_number: pd.DataFrame) -> str:
+    """Say whether the winner depends on how many domains are asked for."""
+    winners = by_number.idxmax()
+    each = enumeration([f"{winners[k]} with {k} domains" for k in by_number.columns])
+    if winners.nunique() == 1:
+        return f"The best is the same however many domains are asked for: {winners.iloc[0]}."
+    return (
+        f"Who comes first depends on how many domains are asked for: {each}. A difference that turns with the number is no "
+        "reason to prefer one."
+    )
+
+
+def held_out(record: Mapping[str, Any]) -> pd.Series | None:
+    """Share of candidates nearer than the partner of a held-out pair (geometric mean): linear start at 0, then each epoch."""
+    history, report = record.get("history"), record.get("report", {})
+    if history is None or "held_out_rank" not in history or "held_out_gain" not in report:
+        return None
+    rank = pd.concat(
+        [pd.Series({0: history["held_out_rank"].min() + report["held_out_gain"]}), history["held_out_rank"]]
+    )
+    # the recorded score is log(share + 0.01)
+    return (np.exp(rank) - 0.01).clip(lower=0.0)
+
+
+def fusion_words(record: Mapping[str, Any], settings: Settings) -> str:
+    """Say what was learned from, and what held-out pairs said."""
+    words = f"CAMEO learned from {int(record['n_obs']['paired']):,} spots with both views. "
+    kept, curve = int(record["report"].get("epochs_kept", 0)), held_out(record)
+    if curve is None:
+        return words + "No training beat the closed-form linear start on held-out pairs, so that start is the result."
+    words += (
+        "It starts from a linear fusion in closed form. One pair in five was hidden: where does the true partner of a hidden "
+        f"patch rank among all candidates? With the linear start {share(curve.iloc[0])} of them come before it (a geometric mean), with "
+        f"the network {share(curve.min())}. "
+    )
+    if not kept:
+        return words + "That is too little to be sure of, so the linear start is the result."
+    words += f"That is more than chance explains, so the network was trained again on all pairs, for {kept} epochs."
+    if settings.max_epochs is not None and kept >= settings.max_epochs - 1:
+        words += f" Training was cut at {settings.max_epochs} epochs to keep the demo short; with the default number it still gains a little."
+    return words
+
+
+def share(value: float) -> str:
+    """Write a small share as per cent with one digit."""
+    return f"{100 * value:.1f} %"
 
 
 def pathway_words(tour: Tour) -> str:
