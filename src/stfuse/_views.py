@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 type Container = AnnData | MuData
+
+ROUNDING = 1e-6  # float32 values that differ by less, relative to their size, may be the same number
 
 
 def is_mudata(data: Any) -> TypeIs[MuData]:
@@ -108,7 +111,7 @@ def check_values(array: np.ndarray, what: str) -> np.ndarray:
             f"{what} has NaN inside {partly.size} row(s) (first: row {partly[0]}). Only a whole row of NaN is "
             "allowed and means that the view is missing there: impute the values, or set the whole row to NaN."
         )
-    return nan == 0
+    return (nan == 0) & (array.shape[1] > 0)
 
 
 def read_rep(data: Any, use_rep: str, table_key: str | None = None) -> np.ndarray:
@@ -183,8 +186,15 @@ def read_coordinates(data: Any, spatial_key: str = _keys.SPATIAL, table_key: str
 
 
 def _libraries(box: Container) -> list[str]:
-    spatial = box.uns.get("spatial", {}) if not is_mudata(box) else {}
-    return list(spatial) if isinstance(spatial, dict) else []
+    found = [box.uns.get("spatial")]
+    if is_mudata(box):
+        found += [modality.uns.get("spatial") for modality in box.mod.values()]
+    return list(dict.fromkeys(name for spatial in found if isinstance(spatial, Mapping) for name in spatial))
+
+
+def _is_library_column(column: pd.Series, libraries: set[str]) -> bool:
+    text = isinstance(column.dtype, pd.CategoricalDtype | pd.StringDtype) or column.dtype == object
+    return text and set(column.astype(object).astype(str)) <= libraries
 
 
 def find_library_key(data: Any, table_key: str | None = None) -> str | None:
@@ -194,18 +204,16 @@ def find_library_key(data: Any, table_key: str | None = None) -> str | None:
     if len(libraries) < 2:
         return None
     names = set(libraries)
-    fits = [
-        c
-        for c in box.obs.columns
-        if isinstance(box.obs[c].dtype, pd.CategoricalDtype | pd.StringDtype) or box.obs[c].dtype == object
-        if set(box.obs[c].dropna().astype(str).unique()) <= names
-    ]
+    columns = list(box.obs.columns)
+    if is_mudata(box):
+        columns = list(dict.fromkeys([*columns, *(c for m in box.mod.values() for c in m.obs.columns)]))
+    fits = [c for c in columns if _is_library_column(read_column(box, c), names)]
     if len(fits) == 1:
         logger.info("library_key=%r is used: its values are the %d sections of uns['spatial']", fits[0], len(names))
         return fits[0]
     raise ValueError(
         f"uns['spatial'] holds {len(libraries)} sections ({_listing(libraries)}): say with library_key= which obs "
-        f"column tells them apart. Columns there: {_listing(box.obs.columns)}."
+        f"column tells them apart. Columns there: {_listing(columns)}."
     )
 
 
@@ -278,7 +286,8 @@ def _view_array(box: Container, role: str, key: str, default: str) -> np.ndarray
     if key in source.obsm:
         array = as_matrix(source.obsm[key], f"{where}[{key!r}]")
         array = _spread(box, role, array) if is_mudata(box) else array
-        return array if array.dtype == np.float32 else array.astype(np.float32)
+        # torch warns of memory that may not be written to, though nobody writes there
+        return np.require(array, np.float32, "W")
     if key == default:
         return None
     raise KeyError(
@@ -301,8 +310,10 @@ def _check_view(array: np.ndarray, role: str, key: str) -> np.ndarray:
             f"The {role} view is missing in every observation: all rows of {what} are NaN. "
             "A fusion needs both views in some observations."
         )
-    rows = array[present]
-    if present.sum() > 1 and bool((rows.min(0) == rows.max(0)).all()):
+    if present.sum() == 1:
+        raise ValueError(f"The {role} view is there in one observation only: nothing can be learnt from a single row.")
+    low, high = np.nanmin(array, 0), np.nanmax(array, 0)
+    if bool((high - low <= ROUNDING * np.maximum(np.abs(low), np.abs(high))).all()):
         raise ValueError(f"Every feature of {what} is constant: there is nothing to learn from it.")
     return present
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from stfuse._log import logger
 from stfuse._views import Views
-from stfuse.model._base import Codes, masked
-from stfuse.module.anchor import OTHER, AnchorData, LinearAnchor, Sizes, neighbor_means
+from stfuse.model._base import Codes, fill_other, masked
+from stfuse.module.anchor import AnchorData, LinearAnchor, Sizes, neighbor_means
 
 
 def anchor_data(views: Views, pairs: np.ndarray) -> AnchorData:
@@ -90,7 +90,10 @@ def anchored_codes(
         logger.warning(
             "no dimension is shared well enough for a fused code without private parts: shared codes are used"
         )
-        fused = np.hstack([np.nan_to_num(codes[name].numpy()) for name in OTHER]).astype(np.float32)
+        own_codes = {
+            name: masked(codes[name], has) for name, has in (("image", views.has_image), ("rna", views.has_rna))
+        }
+        fused = np.hstack(fill_other(own_codes["image"], own_codes["rna"], views))
     has_private = all(block.shape[1] for block in own.values())
     return Codes(
         fused=fused,

@@ -141,25 +141,22 @@ class FusionModel(BaseModelClass):
         """Centre features within each batch; a batch not seen in training is centred on its own mean."""
         if views.batch is None:
             return views
+        if fit:
+            self.batches_ = views.batches
         arrays = {}
-        for name in ("image", "rna"):
-            x, has = (views.image, views.has_image) if name == "image" else (views.rna, views.has_rna)
-            own = np.zeros((len(views.batches), x.shape[1]))
-            for code in range(len(views.batches)):
-                rows = has & (views.batch == code)
-                if rows.any():
-                    own[code] = x[rows].mean(0, dtype=np.float64)
+        for name, x, has in (("image", views.image, views.has_image), ("rna", views.rna, views.has_rna)):
+            rows = [np.flatnonzero(has & (views.batch == code)) for code in range(len(views.batches))]
+            own = np.array([x[r].mean(0, dtype=np.float64) if r.size else np.full(x.shape[1], np.nan) for r in rows])
             if fit:
-                self.batches_ = views.batches
                 self.batch_means_[name] = np.vstack([own, x[has].mean(0, dtype=np.float64)[None]])
-            known = self.batch_means_[name]
-            if x.shape[1] == 0:
-                arrays[name] = x
-                continue
-            for code, batch in enumerate(views.batches):
-                if batch in self.batches_:
-                    own[code] = known[self.batches_.index(batch)]
-            arrays[name] = (x - own[views.batch] + known[-1]).astype(np.float32)
+            known = dict(zip(self.batches_, self.batch_means_[name][:-1], strict=True))
+            arrays[name] = x.copy()
+            for batch, r, mean in zip(views.batches, rows, own, strict=True):
+                if r.size:
+                    trained = known.get(batch, mean)
+                    # a batch that never showed this view in training is as new as one with another name
+                    mean = mean if np.isnan(trained).any() else trained
+                    arrays[name][r] -= (mean - self.batch_means_[name][-1]).astype(np.float32)
         return Views(**{**vars(views), **arrays})
 
     def _check_new(self, views: Views) -> None:
@@ -271,7 +268,7 @@ class FusionModel(BaseModelClass):
         Raises
         ------
         ValueError
-            If source and target are not the two views.
+            If source and target are not the two views, or no observation has the source.
         NotImplementedError
             If the method cannot translate.
         """
@@ -279,7 +276,10 @@ class FusionModel(BaseModelClass):
         pick(_keys.VIEWS, target, "target")
         if source == target:
             raise ValueError(f"source and target are both {source!r}: one is 'image', the other 'rna'.")
-        return self._translate(self._ready(adata), source)
+        views = self._ready(adata)
+        if not (views.has_image if source == "image" else views.has_rna).any():
+            raise ValueError(f"No observation has the {source} view, from which to translate into {target}.")
+        return self._translate(views, source)
 
     # -- saving -------------------------------------------------------------------------------------------------------
 

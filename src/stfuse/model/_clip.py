@@ -13,7 +13,7 @@ from torch import Tensor
 from stfuse._views import Views
 from stfuse.model._base import Codes, FusionModel, fill_other, masked
 from stfuse.model._pcca import check_pairs
-from stfuse.model._training import raw_tensors, split_pairs
+from stfuse.model._training import check_training, raw_tensors, split_pairs
 from stfuse.module.clip import TwoTowers
 from stfuse.train._fit import fit
 from stfuse.train._plans import JointPlan
@@ -106,8 +106,11 @@ class CLIP(FusionModel):
         Raises
         ------
         ValueError
-            If there are fewer than four pairs.
+            If there are fewer than four pairs, or an argument is out of range.
         """
+        if max_epochs is not None and max_epochs < 1:
+            raise ValueError(f"max_epochs must be None or at least 1, got {max_epochs}.")
+        check_training(validation_fraction, patience)
         views = self._begin(seed)
         check_pairs(views, 4, "CLIP")
         pairs, held_out = split_pairs(views, validation_fraction, seed)
@@ -119,7 +122,7 @@ class CLIP(FusionModel):
             plan = JointPlan(module, raw_tensors(views, pairs, held_out), seed, lr, weight_decay)
             history, keep = fit(
                 plan,
-                max_epochs=max_epochs or (100 if held_out.size else 20),
+                max_epochs=max_epochs if max_epochs is not None else (100 if held_out.size else 20),
                 batch_size=batch_size,
                 device=device,
                 seed=seed,

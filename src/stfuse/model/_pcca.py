@@ -21,6 +21,14 @@ def check_private_dim(private_dim: int | None) -> None:
         raise ValueError(f"private_dim must be None (all that is not shared) or a number >= 0, got {private_dim!r}.")
 
 
+def check_widths(n_components: int, rank: int | None) -> None:
+    """Refuse an empty fit."""
+    if n_components < 1:
+        raise ValueError(f"n_components must be at least 1, got {n_components}.")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be None or at least 1, got {rank}.")
+
+
 class PCCA(FusionModel):
     """Semi-paired probabilistic canonical correlation analysis of two views.
 
@@ -79,10 +87,7 @@ class PCCA(FusionModel):
         scale: bool | None = None,
     ) -> None:
         check_private_dim(private_dim)
-        if n_components < 1:
-            raise ValueError(f"n_components must be at least 1, got {n_components}.")
-        if rank is not None and rank < 1:
-            raise ValueError(f"rank must be None or at least 1, got {rank}.")
+        check_widths(n_components, rank)
         super().__init__(
             adata,
             registry,

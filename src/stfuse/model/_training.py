@@ -12,6 +12,14 @@ from stfuse.train._batches import ViewTensors
 MIN_HELD_OUT = 10
 
 
+def check_training(validation_fraction: float, patience: int | None) -> None:
+    """Refuse what no training can do."""
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction must be in [0, 1), got {validation_fraction}.")
+    if patience is not None and patience < 1:
+        raise ValueError(f"patience must be None or at least 1, got {patience}.")
+
+
 def split_pairs(views: Views, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Pairs for training and pairs held out for validation; none are held out when there are too few to tell anything."""
     pairs = np.flatnonzero(views.paired)

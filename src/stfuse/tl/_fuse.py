@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from anndata import AnnData
 
 from stfuse import _keys, _record, _registry
 from stfuse._log import logger
-from stfuse._views import Views, read_views
+from stfuse._views import Container, Views, container, read_views
 
 
 def private_adata(views: Views, keys: dict[str, Any]) -> AnnData:
@@ -37,8 +38,21 @@ def _check_common(keys: dict[str, Any], run: dict[str, Any]) -> None:
         value = run.get(name)
         if value is not None and (not isinstance(value, int | np.integer) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-    if not isinstance(run["seed"], int | np.integer) or run["seed"] < 0:
-        raise ValueError(f"seed must be a whole number >= 0, got {run['seed']!r}.")
+    if not isinstance(run["seed"], int | np.integer) or not 0 <= run["seed"] < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {run['seed']!r}.")
+
+
+def _check_free(box: Container, slots: _keys.Slots, keys: dict[str, Any]) -> None:
+    """Refuse a name under which results would overwrite the views or what another program keeps in ``uns``."""
+    taken = {keys["image_key"], keys["rna_key"], _keys.SPATIAL} & set(slots)
+    there = box.uns.get(slots.record)
+    if taken or (there is not None and not (isinstance(there, Mapping) and "method" in there and "n_obs" in there)):
+        what = (
+            f"{sorted(taken)[0]!r}, which is an input"
+            if taken
+            else f"uns[{slots.record!r}], which is no record of stfuse"
+        )
+        raise ValueError(f"key_added={slots.record!r} would overwrite {what}: choose another name.")
 
 
 def run(
@@ -61,6 +75,7 @@ def run(
         from stfuse.train._fit import resolve_device
 
         resolve_device(train_params["device"])
+    _check_free(container(data, table_key), slots, keys)
     views = read_views(data, **keys, table_key=table_key)
     adata = private_adata(views, keys)
     model_class: Any = row.model_class()
