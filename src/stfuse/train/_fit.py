@@ -160,9 +160,9 @@ def fit(
         handler = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(plan, train_dataloaders=plan.batches)
-        except SystemExit:
+        except SystemExit as error:
             # on an interrupt Lightning shuts the keyboard out and leaves the interpreter, a notebook's too
-            if not trainer.interrupted:
+            if not isinstance(error.__context__, KeyboardInterrupt):
                 raise
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, handler)
