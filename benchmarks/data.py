@@ -15,7 +15,7 @@ KINDS: dict[str, dict] = {
     "weak shared": {"n_obs": 2000, "shared_strength": 0.55},
     "strong private": {"n_obs": 2000, "private_strength": 2.0},
     "noisy": {"n_obs": 2000, "noise": 1.8},
-    "nonlinear": {"n_obs": 5000, "nonlinearity": 1.0, "noise": 1.5, "shared_strength": 0.7},
+    "nonlinear": {"n_obs": 4000, "nonlinearity": 1.0, "noise": 1.5, "shared_strength": 0.7},
 }
 LEVELS = (1.0, 0.4, 0.1, 0.02)
 

@@ -93,10 +93,10 @@ def fused(task: Task, method: str, level: float) -> dict:
     """One method at one pairing level."""
     hide(task, level, task.seed)
     start = time.perf_counter()
-    options = dict(METHODS[method])
+    options = dict(METHODS[method]) | ({} if method == "pcca" else {"progress": False})
     function = getattr(stfuse.tl, method.split()[0])
     model = function(
-        task.train, paired_key="paired", library_key=task.library_key, batch_key=task.library_key, progress=False, key_added="m", seed=task.seed, return_model=True,
+        task.train, paired_key="paired", library_key=task.library_key, batch_key=task.library_key, key_added="m", seed=task.seed, return_model=True,
         **options,
     )  # fmt: skip
     seconds = time.perf_counter() - start

@@ -25,6 +25,7 @@ from stfuse.train._plans import Adversarial, AdversarialPlan
 Critic = Literal["wgan", "wgan-gp", "gan"]
 CHUNK = 16_384
 LOSSES = ("cycle", "adversarial", "align", "contrastive", "translation")
+GATE = 3.0  # standard errors; the best of many epochs looks better than it is
 MIN_PAIRS_TO_TRAIN = 50  # with fewer, held-out pairs cannot show that a network beats the anchor
 
 PUBLISHED = Adversarial()
@@ -54,7 +55,7 @@ class CAMEO(FusionModel):
 
     By default the translators are the linear maps of :class:`stfuse.model.PCCA` plus a nonlinear residual that starts at zero and is
     trained with a contrastive and a translation term on the pairs beside the terms above. Part of the pairs is held out; the
-    network is kept only if it retrieves their partners better than the start by two standard errors, and is trained again on
+    network is kept only if it retrieves their partners better than the start by three standard errors, and is trained again on
     all pairs then. Otherwise the linear start is the result. What a view does not share stays beside the shared part as private
     codes. `faithful=True` is the paper to the letter.
 
@@ -344,13 +345,13 @@ def _settings(preset: Adversarial, given: dict[str, Any]) -> Adversarial:
 
 
 def _verdict(keep: KeepBest | None, report: dict[str, float]) -> int:
-    """Epochs to train on all pairs: 0 unless held-out pairs are retrieved better by two standard errors."""
+    """Epochs to train on all pairs: 0 unless held-out pairs are retrieved better by `GATE` standard errors."""
     if keep is None or keep.state is None:
         return 0
     gain = keep.start - keep.best
     error = float(gain.std() / np.sqrt(gain.size))
     report |= {"held_out_gain": float(gain.mean()), "held_out_gain_se": error}
-    return keep.best_epoch if gain.mean() > 2 * error else 0
+    return keep.best_epoch if gain.mean() > GATE * error else 0
 
 
 def _blocks(function: Any, rows: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def log_likelihood(u: np.ndarray, v: np.ndarray, rho: np.ndarray) -> np.ndarray:
     return cross
 
 
-def sinkhorn(score: np.ndarray, rounds: int = 25) -> np.ndarray:
+def sinkhorn(score: np.ndarray, rounds: int = 8) -> np.ndarray:
     """Soft matching of rows and columns: each of the smaller side has a partner in sum, each of the larger at most so.
 
     Relaxed marginals (rows without a good partner keep less mass) were tried for views of different observations and
@@ -179,7 +179,7 @@ def match_unpaired(
         ib = ia if coincide else _pool(rows_b, rng, limit)
         xa, xb = a[ia], b[ib]
         plan = sinkhorn(log_likelihood(xa @ fit.u, xb @ fit.v, fit.rho))
-        guessed = xa.T @ (plan @ xb) * (matched / min(ia.size, ib.size))
+        guessed = xa.T @ (plan @ xb.astype(np.float32)) * (matched / min(ia.size, ib.size))
         fit = _solve(cx, cy, (known + guessed) / (weight + matched))
     return fit
 
