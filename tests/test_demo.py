@@ -1,3 +1,4 @@
+import logging
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -297,6 +298,16 @@ def test_unwritable_folder_is_told_before_computing(name, capsys, tmp_path, monk
     assert (tmp_path / "file").read_text() == "here first"
 
 
+def test_stopping_it_is_no_traceback(capsys, tmp_path, monkeypatch):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_pipeline.datasets, "mob", stop)
+    assert main(["demo", "--out", str(tmp_path)]) == 130
+    assert "Stopped" in capsys.readouterr().err
+    assert not logging.root.manager.disable
+
+
 @pytest.mark.slow
 def test_full_demo(tmp_path):
     done = subprocess.run(
@@ -307,7 +318,7 @@ def test_full_demo(tmp_path):
     assert "Warning" not in done.stderr
     adata = ad.read_h5ad(tmp_path / "mob.h5ad")
     assert adata.n_obs == 1627
-    assert adata.obs["cameo_domain"].nunique() == 4
+    assert adata.obs["cameo_domain"].nunique() == 5
     # well above the image alone; labels come from RNA, so this is no proof of quality
     assert stfuse.metrics.domain_scores(adata.obs["layer"], adata.obs["cameo_domain"])["ari"] > 0.4
     assert (tmp_path / "report.html").stat().st_size < 5_000_000

@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.disable(logging.INFO)
     try:
         run(options.out, Settings(seed=options.seed), say=tqdm.write)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
     finally:
         logging.disable(logging.NOTSET)
     return 0
