@@ -99,6 +99,7 @@ class StepCost:
     def ours(self, epochs: int = 3) -> float:
         """Seconds a step of the training plan in its trainer, without the first epoch's start-up."""
         from lightning.pytorch.callbacks import Callback
+
         from stfuse.train._fit import fit
 
         marks: list[float] = []

@@ -63,6 +63,8 @@ class CAMEO(FusionModel):
     ----------
     adata
         Data registered with `setup_anndata`.
+    registry
+        Record of a set-up, in place of data (`load` passes it).
     faithful
         The published network and losses: BatchNorm encoders through a common width, shared encoder and decoder, Wasserstein
         critics with clipped weights, RMSprop, no private codes, no linear start.

@@ -31,6 +31,8 @@ class CLIP(FusionModel):
     ----------
     adata
         Data registered with `setup_anndata`.
+    registry
+        Record of a set-up, in place of data (`load` passes it).
     n_latent
         Width of the shared code of each view.
     n_hidden

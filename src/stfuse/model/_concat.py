@@ -24,6 +24,8 @@ class Concat(FusionModel):
     ----------
     adata
         Data registered with `setup_anndata`.
+    registry
+        Record of a set-up, in place of data (`load` passes it).
     n_components
         Principal components of each view.
     scale

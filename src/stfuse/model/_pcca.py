@@ -41,6 +41,8 @@ class PCCA(FusionModel):
     ----------
     adata
         Data registered with `setup_anndata`.
+    registry
+        Record of a set-up, in place of data (`load` passes it).
     n_components
         Principal components of each view that are looked at.
     rank
