@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -326,13 +327,14 @@ def _read_paired(data: Any, both: np.ndarray, paired_key: str | None, table_key:
                 f"obs[{_keys.PAIRED!r}] marks some observations as not paired, but paired_key was not given: every "
                 f"observation with both views is used as a pair. Pass paired_key={_keys.PAIRED!r} to honour it.",
                 UserWarning,
-                stacklevel=4,
+                skip_file_prefixes=(str(Path(__file__).parent),),
             )
         return both.copy()
     column = read_column(data, paired_key, table_key)
     if not set(column.dropna().unique()) <= {True, False}:
         raise ValueError(f"obs[{paired_key!r}] (paired_key) must be boolean, its dtype is {column.dtype}.")
-    return column.fillna(False).to_numpy().astype(bool) & both
+    # a missing value is no; a categorical without False would not take it as a filling
+    return column.astype(object).eq(True).to_numpy(dtype=bool) & both
 
 
 def read_views(
