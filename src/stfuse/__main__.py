@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # data this small gain little from a second thread, and on a busy machine threads lose minutes waiting for each other;
     # read when numpy, torch and scikit-learn are loaded, so it comes before the imports
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     import matplotlib as mpl
     from tqdm.auto import tqdm

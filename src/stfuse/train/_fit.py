@@ -84,7 +84,8 @@ class EpochBar(Callback):
         self.bar = tqdm(
             total=trainer.max_epochs,
             desc=self.desc,
-            disable=hidden or trainer.global_rank > 0,
+            # None leaves it to tqdm, which keeps log files clean
+            disable=True if trainer.global_rank > 0 else hidden,
             delay=DELAY,
             leave=False,
         )
