@@ -94,11 +94,11 @@ def anchored_codes(
             name: masked(codes[name], has) for name, has in (("image", views.has_image), ("rna", views.has_rna))
         }
         fused = np.hstack(fill_other(own_codes["image"], own_codes["rna"], views))
-    has_private = all(block.shape[1] for block in own.values())
+    private = {name: block if block.shape[1] else None for name, block in own.items()}
     return Codes(
         fused=fused,
         image=masked(codes["image"], views.has_image),
         rna=masked(codes["rna"], views.has_rna),
-        private_image=own["image"] if has_private else None,
-        private_rna=own["rna"] if has_private else None,
+        private_image=private["image"],
+        private_rna=private["rna"],
     )

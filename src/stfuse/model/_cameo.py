@@ -206,7 +206,8 @@ class CAMEO(FusionModel):
         }
         faithful = self.params_["faithful"]
         settings = _settings(PUBLISHED if faithful else ANCHORED, given)
-        check_training(validation_fraction, patience)
+        rates = {"lr": settings.lr, "lr_critic": settings.lr_critic}
+        check_training(validation_fraction, patience, weight_decay=settings.weight_decay, **rates)
         if faithful and max_epochs == 0:
             raise ValueError("max_epochs=0 keeps the linear start, which the published network (faithful=True) lacks.")
         views = self._begin(seed)

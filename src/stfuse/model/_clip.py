@@ -112,7 +112,7 @@ class CLIP(FusionModel):
         """
         if max_epochs is not None and max_epochs < 1:
             raise ValueError(f"max_epochs must be None or at least 1, got {max_epochs}.")
-        check_training(validation_fraction, patience)
+        check_training(validation_fraction, patience, weight_decay=weight_decay, lr=lr)
         views = self._begin(seed)
         check_pairs(views, 4, "CLIP")
         pairs, held_out = split_pairs(views, validation_fraction, seed)

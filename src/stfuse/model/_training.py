@@ -10,10 +10,16 @@ from stfuse._views import Views
 from stfuse.train._batches import ViewTensors
 
 MIN_HELD_OUT = 10
+MAX_HELD_OUT = 2_000  # more would make the verdict no surer and its similarities large
 
 
-def check_training(validation_fraction: float, patience: int | None) -> None:
-    """Refuse what no training can do."""
+def check_training(validation_fraction: float, patience: int | None, *, weight_decay: float, **rates: float) -> None:
+    """Refuse what no training can do. ``rates`` are learning rates by name."""
+    for name, rate in rates.items():
+        if not 0 < rate < np.inf:
+            raise ValueError(f"{name} must be a positive number, got {rate}.")
+    if not 0 <= weight_decay < np.inf:
+        raise ValueError(f"weight_decay must not be negative, got {weight_decay}.")
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be in [0, 1), got {validation_fraction}.")
     if patience is not None and patience < 1:
@@ -23,7 +29,7 @@ def check_training(validation_fraction: float, patience: int | None) -> None:
 def split_pairs(views: Views, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Pairs for training and pairs held out for validation; none are held out when there are too few to tell anything."""
     pairs = np.flatnonzero(views.paired)
-    n = round(fraction * pairs.size)
+    n = min(round(fraction * pairs.size), MAX_HELD_OUT)
     if n < 2 or pairs.size < MIN_HELD_OUT:
         return pairs, pairs[:0]
     order = np.random.default_rng(seed).permutation(pairs)

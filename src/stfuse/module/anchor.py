@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -205,7 +205,9 @@ def fit_anchor(
     design, verdict = pcca.choose_design(problem, rank, bool(near), matching)
     report |= verdict
     fit = pcca.fit_design(problem, design)
-    anchor = _assemble(data, problem, design, fit, scalers, maps, flat)
+    # what two spots share through their neighbours is no dimension of the spot itself: it would use up the private ones
+    alone = pcca.fit_design(problem, replace(design, context=0)) if design.context else fit
+    anchor = _assemble(data, problem, design, fit, alone, scalers, maps, flat)
     return anchor, report | {"rank": design.rank, "context": design.context, "matching": float(design.matching)}
 
 
@@ -214,6 +216,7 @@ def _assemble(
     problem: pcca.Problem,
     design: pcca.Design,
     fit: pcca.Canonical,
+    alone: pcca.Canonical,
     scalers: dict[str, ViewScaler],
     maps: dict[str, tuple[np.ndarray, np.ndarray]],
     flat: bool,
@@ -225,7 +228,8 @@ def _assemble(
         name: min(side[2].shape[1], MAX_COMPONENTS if flat else int(np.clip(scalers[name].rank, 12, MAX_COMPONENTS)))
         for name, side in sides.items()
     }
-    n_shared = min(int((fit.rho > SHARED_RHO).sum()), *fused.values())
+    n_shared = min(int((alone.rho > SHARED_RHO).sum()), *fused.values())
+    own_directions = {"image": alone.u, "rna": alone.v}
     sizes = Sizes(
         data.image.shape[1],
         data.rna.shape[1],
@@ -250,7 +254,8 @@ def _assemble(
             part.near_map.copy_(torch.from_numpy(maps[name][1][:, : design.context].copy()))
         variates = columns[has] @ directions
         part.loading.copy_(torch.from_numpy(variates.T @ pcs[has] / has.sum()))
-        basis, balance = _fused_basis(part, pcs[has], variates, fit.rho, n_shared)
+        own_variates = pcs[has][:, : design.rank] @ own_directions[name]
+        basis, balance = _fused_basis(part, pcs[has], own_variates, alone.rho, n_shared)
         part.basis.copy_(torch.from_numpy(basis))
         part.balance.copy_(torch.tensor(balance))
     return anchor
