@@ -28,7 +28,7 @@ METHODS = {
     "cameo": {},
     "pcca": {},
     "clip": {},
-    "cameo published": {"faithful": True, "max_epochs": 60},
+    "cameo published": {"faithful": True},
 }
 
 
@@ -93,7 +93,7 @@ def fused(task: Task, method: str, level: float) -> dict:
     """One method at one pairing level."""
     hide(task, level, task.seed)
     start = time.perf_counter()
-    options = dict(METHODS[method]) | ({} if method == "pcca" else {"progress": False})
+    options = METHODS[method] | {"progress": False}
     function = getattr(stfuse.tl, method.split()[0])
     model = function(
         task.train, paired_key="paired", library_key=task.library_key, batch_key=task.library_key, key_added="m", seed=task.seed, return_model=True,

@@ -212,3 +212,35 @@ def test_few_pairs_give_finite_maps(n):
     design, _ = pcca.choose_design(problem, rank, True, True)
     fit = pcca.fit_design(problem, design)
     assert np.isfinite(fit.u).all() and np.isfinite(fit.v).all() and np.isfinite(fit.rho).all()
+
+
+def test_products_of_a_part_are_subtracted():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(60, 4)), rng.normal(size=(60, 3))
+    rest = (pcca.Products.of(a, b) - pcca.Products.of(a[:20], b[:20])).solve()
+    direct = pcca.shrinkage_cca(a[20:], b[20:])
+    np.testing.assert_allclose(rest.rho, direct.rho)
+    np.testing.assert_allclose(np.abs(rest.u), np.abs(direct.u), atol=1e-8)
+
+
+def test_large_problems_are_judged_on_a_part():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(300, 3))
+    problem = _problem(a, 2 * a, np.arange(0, 300, 2), near=(a + 5, a + 6))
+    part = problem.at_most(40)
+    assert part.pairs.size == 40 and part.a.shape[0] == 80
+    np.testing.assert_array_equal(part.b, 2 * part.a)
+    np.testing.assert_array_equal(part.near_a, part.a + 5)
+    # pairs are still pairs
+    original = [int(np.flatnonzero((a == row).all(1))[0]) for row in part.a[part.pairs]]
+    assert all(row % 2 == 0 for row in original)
+    assert problem.at_most(300) is problem
+
+
+def test_scores_are_those_of_pairs_that_were_scored():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(600, 3))
+    scores = pcca.held_out_scores(_problem(a, a.copy(), np.arange(600)), pcca.Design(3), limit=60)
+    # two repeats of five folds, 30 pairs of each
+    assert 150 < scores.size <= 300
+    assert scores.max() < np.log(0.02)

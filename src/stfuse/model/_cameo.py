@@ -132,7 +132,6 @@ class CAMEO(FusionModel):
             matching=matching,
             scale=scale,
         )
-        self.report_: dict[str, float] = {}
 
     def train(
         self,
@@ -175,7 +174,7 @@ class CAMEO(FusionModel):
         lambda_contrastive, lambda_translation
             Weights of the contrastive and the translation loss on pairs. Published 0, 0; anchored 1, 1.
         validation_fraction
-            Fraction of the pairs held out.
+            Fraction of the pairs (2,000 at most) held out.
         patience
             Epochs without better retrieval of held-out pairs after which training stops. Published 30, anchored 12.
         seed
@@ -242,11 +241,14 @@ class CAMEO(FusionModel):
 
     # -- the network on the anchor ------------------------------------------------------------------------------------
 
-    def _anchored_module(self, views: Views, pairs: np.ndarray, seed: int) -> tuple[AnchoredTranslator, ViewTensors]:
+    def _anchored_module(
+        self, views: Views, pairs: np.ndarray, run: dict[str, Any]
+    ) -> tuple[AnchoredTranslator, ViewTensors]:
         keys = ("n_components", "rank", "context", "matching", "scale")
-        anchor, report = fit_anchor(anchor_data(views, pairs), **{k: self.params_[k] for k in keys}, seed=seed)
+        options = {k: self.params_[k] for k in keys} | {k: run[k] for k in ("seed", "progress")}
+        anchor, report = fit_anchor(anchor_data(views, pairs), **options)
         self.report_ |= report
-        torch.manual_seed(seed)
+        torch.manual_seed(run["seed"])
         module = AnchoredTranslator(anchor, self.params_["n_hidden"], self.params_["dropout"])
         native = native_rows(anchor, views)
         tensors = tensors_of(native["image"], native["rna"], views, pairs, pairs[:0])
@@ -260,13 +262,13 @@ class CAMEO(FusionModel):
         pairs, held_out = split_pairs(views, fraction, seed)
         history, epochs = None, 0
         if run["max_epochs"] and held_out.size and all_pairs.size >= MIN_PAIRS_TO_TRAIN:
-            trial, tensors = self._anchored_module(views, pairs, seed)
+            trial, tensors = self._anchored_module(views, pairs, run)
             tensors.held_out = torch.from_numpy(held_out)
             history, keep = fit(AdversarialPlan(trial, tensors, seed, settings), desc="CAMEO", **run)
             epochs = _verdict(keep, self.report_)
         else:
             logger.info("%d pairs are too few to judge a network: the linear start is the result", all_pairs.size)
-        module, tensors = self._anchored_module(views, all_pairs, seed)
+        module, tensors = self._anchored_module(views, all_pairs, run)
         if epochs:
             again = run | {"max_epochs": epochs, "patience": None}
             fit(AdversarialPlan(module, tensors, seed, settings), desc="CAMEO, all pairs", **again)

@@ -93,7 +93,7 @@ class CLIP(FusionModel):
         lr, weight_decay
             Of AdamW.
         validation_fraction
-            Fraction of the pairs held out to stop on.
+            Fraction of the pairs (2,000 at most) held out to stop on.
         patience
             Epochs without improvement after which training stops.
         seed

@@ -101,13 +101,15 @@ class PCCA(FusionModel):
             scale=scale,
         )
 
-    def train(self, *, seed: int = 0) -> None:
+    def train(self, *, seed: int = 0, progress: bool | None = None) -> None:
         """Fit.
 
         Parameters
         ----------
         seed
             Seed of the cross-validation folds and of the pools of the matching.
+        progress
+            Whether to show a bar. None = in a terminal or notebook, after two seconds.
 
         Raises
         ------
@@ -117,7 +119,8 @@ class PCCA(FusionModel):
         views = self._begin(seed)
         check_pairs(views, 2, "PCCA")
         options = {k: v for k, v in self.params_.items() if k != "private_dim"}
-        anchor, report = fit_anchor(anchor_data(views, np.flatnonzero(views.paired)), **options, seed=seed)
+        data = anchor_data(views, np.flatnonzero(views.paired))
+        anchor, report = fit_anchor(data, **options, seed=seed, progress=progress)
         self.report_ = report
         self._finish(anchor, pd.DataFrame([report], index=pd.RangeIndex(1, 2, name="epoch")))
 

@@ -171,6 +171,7 @@ def fit_anchor(
     matching: bool = True,
     scale: bool | None = None,
     seed: int = 0,
+    progress: bool | None = False,
 ) -> tuple[LinearAnchor, dict[str, float]]:
     """Fit scalers, choose the design on held-out pairs, fit the canonical maps; return the module and what the pairs said."""
     scalers, z, near, maps = {}, {}, {}, {}
@@ -200,9 +201,9 @@ def fit_anchor(
     flat = max(scaler.rank for scaler in scalers.values()) < 4
     report: dict[str, float] = {}
     if rank is None:
-        rank, report = pcca.choose_rank(problem, MAX_COMPONENTS if flat else 12)
+        rank, report = pcca.choose_rank(problem, MAX_COMPONENTS if flat else 12, progress)
     rank = min(rank, whitened["image"].shape[1], whitened["rna"].shape[1])
-    design, verdict = pcca.choose_design(problem, rank, bool(near), matching)
+    design, verdict = pcca.choose_design(problem, rank, bool(near), matching, progress)
     report |= verdict
     fit = pcca.fit_design(problem, design)
     # what two spots share through their neighbours is no dimension of the spot itself: it would use up the private ones

@@ -8,9 +8,11 @@ for the unknown matching. Held-out pairs decide about rank, context and matching
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+
+from stfuse._progress import progress
 
 RANKS = (8, 12, 16, 24, 50)
 MAX_POOL = 2_200
@@ -18,6 +20,7 @@ ROUNDS = 25
 PAIR_WEIGHT = 3.0
 MIN_UNPAIRED = 20  # fewer unpaired rows than this add nothing
 MIN_CV = 12  # fewer pairs than this cannot judge a design
+MAX_CV = 10_000  # pairs, and other rows, on which designs are compared: more would not change the verdict
 FEW = 30  # below so many pairs the usual context is narrow
 
 
@@ -73,6 +76,18 @@ class Problem:
             b = np.hstack([b, self.near_b[:, : design.context]])
         return a, b
 
+    def at_most(self, limit: int) -> Problem:
+        """A random part with at most ``limit`` pairs and as many other rows."""
+        n = self.a.shape[0]
+        if n <= limit:
+            return self
+        rng = np.random.default_rng(self.seed + 3)
+        pairs = _pool(self.pairs, rng, limit)
+        rows = np.union1d(pairs, _pool(np.setdiff1d(np.arange(n), self.pairs), rng, limit))
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        arrays = {k: v[rows] for k, v in parts.items() if isinstance(v, np.ndarray) and k != "pairs"}
+        return replace(self, **arrays, pairs=np.searchsorted(rows, pairs))
+
 
 def inverse_root(c: np.ndarray) -> np.ndarray:
     """Symmetric inverse square root."""
@@ -86,14 +101,33 @@ def _solve(cx: np.ndarray, cy: np.ndarray, cxy: np.ndarray) -> Canonical:
     return Canonical(wx @ left, wy @ right.T, np.clip(s, 0, 0.999))
 
 
+@dataclass(frozen=True)
+class Products:
+    """Cross products of n pairs, from which those of a part can be subtracted: a fold costs no pass over the others."""
+
+    n: int
+    aa: np.ndarray
+    bb: np.ndarray
+    ab: np.ndarray
+
+    @classmethod
+    def of(cls, a: np.ndarray, b: np.ndarray) -> Products:
+        """Sum over rows."""
+        return cls(a.shape[0], a.T @ a, b.T @ b, a.T @ b)
+
+    def __sub__(self, part: Products) -> Products:
+        return Products(self.n - part.n, self.aa - part.aa, self.bb - part.bb, self.ab - part.ab)
+
+    def solve(self) -> Canonical:
+        """CCA with covariances shrunk towards the identity by 10 / n."""
+        shrink = float(np.clip(10 / self.n, 0.01, 0.8))
+        keep, eye_a, eye_b = (1 - shrink) / self.n, np.eye(len(self.aa)), np.eye(len(self.bb))
+        return _solve(keep * self.aa + shrink * eye_a, keep * self.bb + shrink * eye_b, self.ab / self.n)
+
+
 def shrinkage_cca(a: np.ndarray, b: np.ndarray) -> Canonical:
-    """CCA of n pairs; covariances are shrunk towards the identity by 10 / n."""
-    n = a.shape[0]
-    shrink = float(np.clip(10 / n, 0.01, 0.8))
-    eye_a, eye_b = np.eye(a.shape[1]), np.eye(b.shape[1])
-    return _solve(
-        (1 - shrink) * (a.T @ a) / n + shrink * eye_a, (1 - shrink) * (b.T @ b) / n + shrink * eye_b, a.T @ b / n
-    )
+    """CCA of n pairs with shrunk covariances."""
+    return Products.of(a, b).solve()
 
 
 def folds_of(n: int, n_folds: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -109,12 +143,11 @@ def honest_rho(a: np.ndarray, b: np.ndarray, fit: Canonical, rng: np.random.Gene
     n = a.shape[0]
     if n <= 8:
         return 0.7 * fit.rho
-    found = []
+    found, whole = [], Products.of(a, b)
     for _ in range(repeats):
         u, v = np.zeros((n, fit.rho.size)), np.zeros((n, fit.rho.size))
         for fold in folds_of(n, 5, rng):
-            rest = np.setdiff1d(np.arange(n), fold)
-            part = shrinkage_cca(a[rest], b[rest])
+            part = (whole - Products.of(a[fold], b[fold])).solve()
             u[fold], v[fold] = a[fold] @ part.u, b[fold] @ part.v
         found.append((u * v).sum(0) / np.sqrt((u**2).sum(0) * (v**2).sum(0) + 1e-12))
     return np.clip(np.minimum.accumulate(np.mean(found, axis=0)), 0.0, 0.98)
@@ -201,23 +234,28 @@ def rank_score(query: np.ndarray, pool: np.ndarray, partner: np.ndarray) -> np.n
 def held_out_scores(
     problem: Problem, design: Design, n_repeats: int = 2, n_folds: int = 5, rounds: int = 10, limit: int = 800
 ) -> np.ndarray:
-    """Retrieval score of each pair, by maps fitted without it; mean of both directions and of the repeats."""
+    """Retrieval score of pairs, by maps fitted without them; mean of both directions and of the repeats.
+
+    Of a large fold only ``limit / 2`` pairs are scored, the same ones for every design: more say nothing new.
+    """
     a, b = problem.features(design)
     rng = np.random.default_rng(problem.seed + 1)
     pairs = problem.pairs
     pool_a, pool_b = _pool(np.flatnonzero(problem.has_a), rng, limit), _pool(np.flatnonzero(problem.has_b), rng, limit)
-    total = np.zeros(pairs.size)
+    total, times = np.zeros(pairs.size), np.zeros(pairs.size)
     for _ in range(n_repeats):
         for fold in folds_of(pairs.size, n_folds, rng):
             # held-out pairs join the unpaired rows, as they would if their partner were unknown
             fit = fit_design(replace(problem, pairs=np.delete(pairs, fold)), design, rounds, limit, repeats=1)
-            out = pairs[fold][: limit // 2]
-            u, v = fit.codes(a, b)
+            scored = _pool(fold, rng, limit // 2)
+            out = pairs[scored]
             others_a, others_b = np.setdiff1d(pool_a, out), np.setdiff1d(pool_b, out)
             own = np.arange(out.size)
-            total[fold[: out.size]] += rank_score(u[out], v[np.r_[out, others_b]], own)
-            total[fold[: out.size]] += rank_score(v[out], u[np.r_[out, others_a]], own)
-    return total / (2 * n_repeats)
+            rows_a, rows_b = np.r_[out, others_a], np.r_[out, others_b]
+            u, v = fit.codes(a[rows_a], b[rows_b])
+            total[scored] += rank_score(u[own], v, own) + rank_score(v[own], u, own)
+            times[scored] += 2
+    return total[times > 0] / times[times > 0]
 
 
 def fit_design(
@@ -231,27 +269,32 @@ def fit_design(
     return match_unpaired(a, b, problem, start, rounds, limit) if design.matching else start
 
 
-def choose_rank(problem: Problem, default: int) -> tuple[int, dict[str, float]]:
+def choose_rank(problem: Problem, default: int, show: bool | None = False) -> tuple[int, dict[str, float]]:
     """Rank by cross-validation on the pairs: nearest to the default among those within one standard error of the best."""
+    problem = problem.at_most(MAX_CV)
     most = min(problem.a.shape[1], problem.b.shape[1])
     ranks = sorted({min(k, most) for k in RANKS})
     default = min(ranks, key=lambda k: abs(k - default))
     if problem.pairs.size < MIN_CV or len(ranks) == 1:
         return default, {}
-    scores = {k: held_out_scores(problem, Design(k)) for k in ranks}
+    bar = progress(ranks, desc="PCCA: components", show=show)
+    scores = {k: held_out_scores(problem, Design(k)) for k in bar}
     best = min(ranks, key=lambda k: float(scores[k].mean()))
-    error = scores[best].std() / np.sqrt(problem.pairs.size)
+    error = scores[best].std() / np.sqrt(scores[best].size)
     good = [k for k in ranks if scores[k].mean() <= scores[best].mean() + error]
     return min(good, key=lambda k: abs(k - default)), {f"rank_{k}": float(s.mean()) for k, s in scores.items()}
 
 
-def choose_design(problem: Problem, rank: int, context: bool, matching: bool) -> tuple[Design, dict[str, float]]:
+def choose_design(
+    problem: Problem, rank: int, context: bool, matching: bool, show: bool | None = False
+) -> tuple[Design, dict[str, float]]:
     """Let held-out pairs decide about context and matching.
 
     The usual design (context when there are coordinates, matching when there are unpaired rows) is left only where
     another one is better by two standard errors: with a handful of pairs their verdict is mostly noise, and the trial fits
     see smaller pools than the final one.
     """
+    problem = problem.at_most(MAX_CV)
     n = problem.pairs.size
     width = problem.near_a.shape[1] if context and problem.near_a is not None else 0
     contexts = sorted({0, min(4, width), width})
@@ -263,8 +306,9 @@ def choose_design(problem: Problem, rank: int, context: bool, matching: bool) ->
     designs = [Design(rank, c, m) for c in contexts for m in matchings]
     if n < MIN_CV or len(designs) == 1:
         return usual, {}
-    scores = {d: held_out_scores(problem, d, n_repeats=1, n_folds=3, limit=800) for d in designs}
+    bar = progress(designs, desc="PCCA: neighbours, matching", show=show)
+    scores = {d: held_out_scores(problem, d, n_repeats=1, n_folds=3, limit=800) for d in bar}
     best = min(designs, key=lambda d: float(scores[d].mean()))
     gain = scores[usual] - scores[best]
-    chosen = best if gain.mean() > 2 * gain.std() / np.sqrt(n) else usual
+    chosen = best if gain.mean() > 2 * gain.std() / np.sqrt(gain.size) else usual
     return chosen, {f"context_{d.context}_matching_{d.matching}": float(s.mean()) for d, s in scores.items()}

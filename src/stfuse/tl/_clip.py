@@ -70,7 +70,7 @@ def clip(
     lr, weight_decay
         Of AdamW.
     validation_fraction
-        Fraction of the pairs held out; the epoch that retrieves them best is kept.
+        Fraction of the pairs (2,000 at most) held out; the epoch that retrieves them best is kept.
     patience
         Epochs without improvement after which training stops.
     copy

@@ -27,6 +27,7 @@ def pcca(
     scale: bool | None = None,
     copy: bool = False,
     return_model: bool = False,
+    progress: bool | None = None,
 ) -> Any:
     """Fuse image and RNA by semi-paired probabilistic canonical correlation: linear, in about a second.
 
@@ -73,6 +74,8 @@ def pcca(
         Whether to return a changed copy instead of changing `data`.
     return_model
         Whether to return the trained model.
+    progress
+        Whether to show a bar. None = in a terminal or notebook, after two seconds.
 
     Returns
     -------
@@ -126,6 +129,7 @@ def pcca(
         },
         train_params={
             "seed": seed,
+            "progress": progress,
         },
         table_key=table_key,
         key_added=key_added,
