@@ -78,6 +78,7 @@ class FusionModel(BaseModelClass):
         self.batch_means_: dict[str, np.ndarray] = {}
         self.batches_: list[str] = []
         self.seed_ = 0
+        self.report_: dict[str, float] = {}
         self._model_summary_string = f"stfuse {type(self).__name__}"
         self.init_params_ = {"kwargs": dict(params)}
 
@@ -185,7 +186,7 @@ class FusionModel(BaseModelClass):
         """Sizes from which `_build` can make the module again."""
 
     def _begin(self, seed: int) -> Views:
-        self.seed_ = seed
+        self.seed_, self.report_ = seed, {}
         views = self._views(None)
         self.n_features_ = {"image": views.image.shape[1], "rna": views.rna.shape[1]}
         return self._centred(views, fit=True)
@@ -283,7 +284,7 @@ class FusionModel(BaseModelClass):
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
-    def save(self, dir_path: str | Path, overwrite: bool = False, **_: Any) -> None:
+    def save(self, dir_path: str | Path, overwrite: bool = False, **kwargs: Any) -> None:
         """Save to a folder of safetensors and JSON; a file from a stranger cannot run code.
 
         Parameters
@@ -292,12 +293,17 @@ class FusionModel(BaseModelClass):
             Folder; made when needed.
         overwrite
             Whether a folder that is not empty may be written into.
+        kwargs
+            None; other options of scvi-tools are refused.
 
         Raises
         ------
         FileExistsError
             If the folder is not empty and `overwrite` is False.
+        TypeError
+            If an option is given that is not one of these.
         """
+        _no_options("save", kwargs)
         if self.module is None:
             raise RuntimeError("There is nothing to save: the model is not trained yet.")
         body = {
@@ -309,6 +315,7 @@ class FusionModel(BaseModelClass):
             "n_features": self.n_features_,
             "batches": self.batches_,
             "seed": self.seed_,
+            "report": self.report_,
             "history": _storage.history_to_plain(self.history_ or {}),
         }
         tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
@@ -316,7 +323,7 @@ class FusionModel(BaseModelClass):
         _storage.write(dir_path, body, tensors, overwrite)
 
     @classmethod
-    def load(cls, dir_path: str | Path, adata: AnnData | None = None, **_: Any) -> Self:
+    def load(cls, dir_path: str | Path, adata: AnnData | None = None, **kwargs: Any) -> Self:
         """Load a saved model; the training data are not needed.
 
         Parameters
@@ -325,6 +332,8 @@ class FusionModel(BaseModelClass):
             Folder written by `save`.
         adata
             Data to attach, under the same keys as in training. None = pass data to each call.
+        kwargs
+            None; other options of scvi-tools are refused.
 
         Returns
         -------
@@ -336,7 +345,10 @@ class FusionModel(BaseModelClass):
             If the folder holds no model.
         ValueError
             If a file is truncated or altered, or the folder holds another class of model.
+        TypeError
+            If an option is given that is not one of these.
         """
+        _no_options("load", kwargs)
         body, tensors = _storage.read(dir_path)
         if body["class"] != cls.__name__:
             raise ValueError(
@@ -348,7 +360,7 @@ class FusionModel(BaseModelClass):
             cls.setup_anndata(adata, **body["registry"]["setup_args"])
             model = cls(adata, **body["params"])
         model.n_features_ = body["n_features"]
-        model.batches_, model.seed_ = body["batches"], body["seed"]
+        model.batches_, model.seed_, model.report_ = body["batches"], body["seed"], body["report"]
         prefix = "batch_means."
         model.batch_means_ = {k.removeprefix(prefix): v.numpy() for k, v in tensors.items() if k.startswith(prefix)}
         module = model._build(body["architecture"])
@@ -357,6 +369,12 @@ class FusionModel(BaseModelClass):
         frame = pd.DataFrame(plain, index=pd.RangeIndex(1, 1 + max(map(len, plain.values()), default=0), name="epoch"))
         model._finish(module, frame)
         return model
+
+
+def _no_options(name: str, kwargs: dict[str, Any]) -> None:
+    """scvi-tools' `save` and `load` take options that mean nothing here; to overlook one would mislead."""
+    if kwargs:
+        raise TypeError(f"{name}() takes no {', '.join(sorted(kwargs))} in stfuse.")
 
 
 def masked(code: Tensor | np.ndarray, has: np.ndarray) -> np.ndarray:

@@ -52,7 +52,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise FileNotFoundError(f"{folder} is not a saved stfuse model: {' and '.join(missing)} missing.")
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
-        body, digests, version = description["body"], description["sha256"], description["format"]
+        body, version = description["body"], description["format"]
+        digests = {name: str(description["sha256"][name]) for name in ("weights", "body")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / DESCRIPTION} is damaged or truncated: save the model again.") from error
     if version != FORMAT:

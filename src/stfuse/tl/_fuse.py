@@ -99,7 +99,7 @@ def run(
         "seed": train_params["seed"],
         "versions": _record.versions(),
         "n_obs": views.counts(),
-        "report": dict(getattr(model, "report_", {})),
+        "report": dict(model.report_),
         "history": pd.concat(list(model.history_.values()), axis=1) if model.history_ else None,
     }
     logger.info("%s: %s", row.title, ", ".join(f"{v} {k}" for k, v in views.counts().items()))
