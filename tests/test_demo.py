@@ -143,18 +143,27 @@ def test_same_seed_same_codes(toured, tmp_path):
     assert tour.domains.astype(str).tolist() == first.obs["cameo_domain"].astype(str).tolist()
 
 
-def test_domains_are_named_from_the_inside_out():
+def rings(labels: list[str]) -> ad.AnnData:
+    """Make a section of rings that lie outside, inside and between; one group of labels each."""
     angle = np.linspace(0, 2 * np.pi, 12, endpoint=False)
     ring = np.column_stack([np.cos(angle), np.sin(angle)])
-    xy = np.vstack([3 * ring, ring, 2 * ring])
-    adata = ad.AnnData(obs=pd.DataFrame({"section": pd.Categorical(["a"] * 36)}, index=[f"s{i}" for i in range(36)]))
+    obs = pd.DataFrame({"section": "a", "layer": np.repeat(labels, 12)}, index=[f"s{i}" for i in range(36)])
     # a shift of the whole section changes nothing
-    adata.obsm["spatial"] = xy + [500, -30]
-    labels = pd.Series(["7"] * 12 + ["2"] * 12 + ["0"] * 12, index=adata.obs_names)
-    assert _tour.inside_out(adata, labels) == ["2", "0", "7"]
-    named = _tour.from_inside_out(adata, labels)
-    assert list(named) == ["D3"] * 12 + ["D1"] * 12 + ["D2"] * 12
-    assert list(named.categories) == ["D1", "D2", "D3"]
+    return ad.AnnData(obs=obs.astype("category"), obsm={"spatial": np.vstack([3 * ring, ring, 2 * ring]) + [500, -30]})
+
+
+def test_layers_are_ordered_from_the_inside_out():
+    adata = rings(["7", "2", "0"])
+    assert _tour.inside_out(adata, adata.obs["layer"]) == ["2", "0", "7"]
+
+
+def test_domains_are_numbered_after_their_layers_and_the_rest_comes_last():
+    adata = rings(["out", "in", "between"])
+    # the group in the very middle is a part of the layer inside, so it is left over
+    labels = pd.Series(["7"] * 12 + ["9"] * 4 + ["2"] * 8 + ["0"] * 12, index=adata.obs_names)
+    named = _tour.by_layer(adata, labels)
+    assert list(named) == ["D3"] * 12 + ["D4"] * 4 + ["D1"] * 8 + ["D2"] * 12
+    assert list(named.categories) == ["D1", "D2", "D3", "D4"]
 
 
 def test_by_domain_matches_a_literal_loop():
@@ -219,6 +228,24 @@ def test_the_verdict_follows_the_numbers(ours, said):
     assert said in _words.score_words(scores)
 
 
+def test_another_winner_of_the_second_score_is_told():
+    scores = pd.DataFrame({"ARI": [0.7, 0.5], "NMI": [0.5, 0.6]}, ["Fused (CAMEO)", "RNA alone"])
+    assert "puts RNA alone first (0.60 against 0.50 for the fused code)" in _words.score_words(scores)
+    assert "second score" not in _words.score_words(scores.assign(NMI=scores["ARI"]))
+
+
+def test_neighbours_are_told_by_both_directions_and_by_layer():
+    obs = pd.DataFrame({"section": "a", "layer": list("ABC"), "cameo_domain": ["D1", "D2", "D3"]}).astype("category")
+    adata = ad.AnnData(obs=obs.set_axis(list("xyz")), obsm={"spatial": np.array([[0.0, 0], [2, 0], [-4, 0]])})
+    tour = _tour.Tour(_tour.Settings(n_clusters=3), adata)
+    names = ["D1", "D2", "D3"]
+    tour.enrichment = pd.DataFrame([[9, -1, -6], [-3, 9, 2], [-8, 4, 9]], names, names).astype(float)
+    words = _words.neighbour_words(tour)
+    assert "D2 (B) and D3 (C) meet most (z&nbsp;=&nbsp;+3.0), D1 (A) and D3 (C) least (z&nbsp;=&nbsp;−7.0)" in words
+    assert "mean z of +0.5, others −7.0" in words
+    assert "as nested rings should" in words
+
+
 def test_groups_are_matched_to_layers_one_to_one():
     layers = pd.Series(["in"] * 6 + ["out"] * 6)
     # the small group lies wholly inside, but the layer goes to the group that covers most of it
@@ -268,6 +295,10 @@ def test_signed_numbers_have_a_true_minus_and_no_negative_zero():
     assert [_words.signed(v) for v in (-1.26, -0.01, 2)] == ["−1.3", "+0.0", "+2.0"]
 
 
+def test_a_little_is_not_nothing():
+    assert [_words.percent(v) for v in (0, 0.004, 0.006, 1)] == ["0 %", "under 1 %", "1 %", "100 %"]
+
+
 def test_command_line_help(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["demo", "--help"])
@@ -293,7 +324,7 @@ def test_unwritable_folder_is_told_before_computing(name, capsys, tmp_path, monk
         main(["demo", "--out", str(tmp_path / name)])
     assert stop.value.code == 2
     message = capsys.readouterr().err
-    assert "cannot write into" in message
+    assert "cannot write into" in message or "is a file" in message
     assert "--out" in message
     assert (tmp_path / "file").read_text() == "here first"
 

@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -16,12 +17,13 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m stfuse", description="Fuse histology images and spatial transcriptomics into shared codes."
     )
+    top.add_argument("--version", action="version", version=f"stfuse {version('stfuse')}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo",
         help="fuse four bundled sections of mouse olfactory bulb and write a report",
         description="Take the bundled mouse olfactory bulb from photographs and counts to fused domains, neighbourhoods "
-        "and pathways. Writes mob.h5ad, the figures and report.html into DIR. Needs no network.",
+        "and pathways. Writes mob.h5ad, the figures and report.html into DIR, over those of an earlier run. Takes a few minutes and needs no network.",
     )
     demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into, made if missing")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything that is random (default: %(default)s)")
@@ -34,6 +36,8 @@ def check_folder(out: Path) -> str | None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             return None
+    except FileExistsError:
+        return f"{str(out)!r} is a file: name a folder with --out."
     except OSError as error:
         return f"cannot write into {str(out)!r}: {error.strerror or error}. Name another folder with --out."
 

@@ -181,7 +181,7 @@ def test_palettes(tissue):
 def test_default_colours_differ_and_unassigned_is_grey(n):
     names = [str(i) for i in range(n)]
     colours = default_colors([*names, "unassigned"])
-    assert colours["unassigned"] == "#d3d3d3"
+    assert colours["unassigned"] == "#9e9e9e"
     assert len({colours[name] for name in names}) == n
 
 
@@ -321,3 +321,17 @@ def test_image_without_scale(slide):
     with pytest.raises(KeyError, match="tissue_hires_scalef"):
         stfuse.pl.spatial(slide, "kind")
     stfuse.pl.spatial(slide, "kind", img=False)
+
+
+def test_titles_wider_than_a_panel_keep_both_ends(tissue):
+    """Neither neighbour is covered, and sections that differ at the end can still be told apart."""
+    names = [f"patient_0{i}_biopsy_of_the_left_frontal_cortex_replicate_{i}" for i in (1, 2)]
+    tissue.obs["where"] = pd.Categorical.from_codes(np.arange(tissue.n_obs) % 2, names)
+    axes = stfuse.pl.spatial(tissue, library_key="where", img=False)
+    renderer = axes[0].figure.canvas.get_renderer()
+    boxes = [ax.title.get_window_extent(renderer) for ax in axes]
+    assert boxes[0].x1 < boxes[1].x0
+    for i, ax in enumerate(axes, start=1):
+        assert ax.get_title().startswith(f"patient_0{i}")
+        assert ax.get_title().endswith(f"replicate_{i}")
+        assert "…" in ax.get_title()

@@ -7,7 +7,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stfuse import _keys, metrics, tl
-from stfuse._demo._tour import FUSED, LAYER, SECTION, SLOTS, Tour, from_inside_out
+from stfuse._demo._tour import FUSED, LAYER, SECTION, SLOTS, Tour, by_layer
 
 REPRESENTATIONS = {
     FUSED: SLOTS.fused,
@@ -29,7 +29,7 @@ def compare(tour: Tour) -> None:
             labels = cluster(other, rep, number, settings.seed)
             scores[name, number] = metrics.domain_scores(adata.obs[LAYER], labels)
             if number == settings.n_clusters:
-                tour.rivals[name] = pd.Series(from_inside_out(adata, labels), index=adata.obs_names)
+                tour.rivals[name] = pd.Series(by_layer(adata, labels), index=adata.obs_names)
     table = pd.DataFrame(scores).T
     tour.by_number = table["ari"].unstack()
     tour.comparison = table.xs(settings.n_clusters, level=1)[["ari", "nmi"]].rename(columns=str.upper)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 
 from stfuse._demo import _tissue
@@ -41,12 +42,12 @@ def draw_all(tour: Tour, out: Path) -> dict[str, Path]:
         "rivals": partial(_tissue.rivals, tour),
         "comparison": partial(comparison, tour.comparison),
         "history": partial(history, tour.adata.uns[SLOTS.record]),
-        "neighbours": partial(enrichment, tour.enrichment),
+        "neighbours": partial(enrichment, tour),
         "pathways": partial(pathway_matrix, tour),
         "top_pathway": partial(_tissue.everywhere, tour, tour.top_pathway),
         "markers": partial(_tissue.markers, tour),
     }
-    plans |= {f"search_{query.domain}": partial(_tissue.search, tour.adata, query) for query in tour.queries}
+    plans |= {f"search_{query.domain}": partial(_tissue.search, tour, query) for query in tour.queries}
     paths = {}
     with mpl.rc_context(STYLE):
         for name, plan in plans.items():
@@ -60,13 +61,15 @@ def draw_all(tour: Tour, out: Path) -> dict[str, Path]:
 def comparison(scores: pd.DataFrame) -> Figure:
     """Draw both scores of every way of finding domains, best at the top."""
     scores = scores.sort_values("ARI")
-    figure, axes = plt.subplots(1, 2, figsize=(7.6, 0.5 * len(scores) + 0.9), sharey=True, layout="constrained")
+    size, layout = (7.6, 0.5 * len(scores) + 0.9), ConstrainedLayoutEngine(wspace=0.08)
+    figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout=layout)
     titles = {"ARI": "Adjusted Rand index", "NMI": "Normalised mutual information"}
     for ax, (name, title) in zip(axes, titles.items(), strict=True):
         colours = [LOUD if label == FUSED else QUIET for label in scores.index]
         bars = ax.barh(scores.index, scores[name], color=colours, height=0.62)
         ax.bar_label(bars, fmt="%.2f", padding=4)
-        ax.set(xlim=(0, 1), title=title, xticks=[0, 0.5, 1])
+        ax.set(xlim=(0, 1), title=title)
+        ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
     return figure
@@ -83,14 +86,15 @@ def history(record: Mapping[str, Any]) -> Figure:
     ax.plot(curve.index, curve, color=LOUD, lw=2)
     ax.axhline(curve.iloc[0], color=QUIET, ls="--", lw=1.5)
     ax.annotate("linear start", (curve.index[-1], curve.iloc[0]), (0, 5), textcoords="offset points", ha="right")
-    ax.set(xlabel="epoch", ylabel="nearer than the partner", ylim=(0, None), xlim=(0, None))
+    ax.set(xlabel="epoch", ylabel="nearer than the partner", ylim=(0, None), xlim=(0, curve.index[-1]))
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     return figure
 
 
-def enrichment(zscore: pd.DataFrame) -> Figure:
+def enrichment(tour: Tour) -> Figure:
     """Draw squidpy's enrichment z-scores, blue apart and red together."""
-    side = 0.75 * len(zscore) + 1.6
+    zscore = tour.enrichment.rename(index=tour.label, columns=tour.label)
+    side = 0.8 * len(zscore) + 1.6
     figure, ax = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
     heat(ax, zscore, "z-score against shuffled domains", digits=0)
     ax.set(xlabel="domain of the neighbour", ylabel="domain of the spot")
@@ -99,8 +103,8 @@ def enrichment(zscore: pd.DataFrame) -> Figure:
 
 def pathway_matrix(tour: Tour) -> Figure:
     """Draw mean activity by domain; a star where every section that has the domain agrees on the sign."""
-    mean = tour.pathways.T
-    figure, ax = plt.subplots(figsize=(0.8 * mean.shape[1] + 2.8, 0.36 * len(mean) + 1.2), layout="constrained")
+    mean = tour.pathways.T.rename(columns=tour.label)
+    figure, ax = plt.subplots(figsize=(0.9 * mean.shape[1] + 2.8, 0.36 * len(mean) + 1.2), layout="constrained")
     heat(ax, mean, "mean activity (standard deviations)", digits=1, star=tour.unanimous.T.to_numpy())
     ax.set_yticks(range(len(mean)), [f"{name} ({tour.targets[name]} genes)" for name in mean.index])
     return figure

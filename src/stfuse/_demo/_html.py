@@ -31,7 +31,8 @@ def page(title: str, head: str, sections: Sequence[Section], foot: str) -> str:
     """Put the whole page together; nothing in it is loaded from elsewhere."""
     style = (files("stfuse._demo") / "report.css").read_text(encoding="utf-8")
     links = "".join(f'<li><a href="#{s.anchor}">{escape(s.short)}</a></li>' for s in sections)
-    body = "\n".join(s.html() for s in sections)
+    # a number and its per cent stay on one line
+    body, head = (text.replace(" %", "&nbsp;%") for text in ("\n".join(s.html() for s in sections), head))
     return f"""<!doctype html>
 <html lang="en">
 <head>

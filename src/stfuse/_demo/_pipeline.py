@@ -12,7 +12,18 @@ from anndata import AnnData
 
 from stfuse import datasets, pp, tl
 from stfuse._demo._compare import compare
-from stfuse._demo._tour import LAYER, LOGGED, MIN_TARGETS, SECTION, SLOTS, Query, Settings, Tour, from_inside_out
+from stfuse._demo._tour import (
+    LAYER,
+    LOGGED,
+    MIN_TARGETS,
+    SECTION,
+    SLOTS,
+    Query,
+    Settings,
+    Tour,
+    by_layer,
+    within_sections,
+)
 from stfuse._progress import progress
 
 
@@ -29,10 +40,10 @@ def fuse(tour: Tour) -> None:
 
 
 def find_domains(tour: Tour) -> None:
-    """Cluster the fused code and name the domains from the middle of the tissue outwards."""
+    """Cluster the fused code and number the domains after the layers that they match."""
     adata, settings = tour.adata, tour.settings
     tl.domains(adata, use_rep=SLOTS.fused, n_clusters=settings.n_clusters, library_key=SECTION, seed=settings.seed)
-    adata.obs[SLOTS.domain] = from_inside_out(adata, adata.obs[SLOTS.domain])
+    adata.obs[SLOTS.domain] = by_layer(adata, adata.obs[SLOTS.domain])
 
 
 def neighbourhoods(tour: Tour) -> None:
@@ -80,10 +91,7 @@ def pathway_activity(tour: Tour) -> None:
 
 def by_domain(score: pd.DataFrame, domain: pd.Series, section: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Mean standardised score a domain, and whether its sign is the same in every section that has the domain."""
-    # standardised within a section, so that a section's staining or depth cannot pass for biology
-    groups = score.groupby(section, observed=True)
-    z = (score - groups.transform("mean")) / groups.transform("std").replace(0.0, np.nan)
-    z = z.fillna(0.0)
+    z = within_sections(score, section)
     mean = z.groupby(domain, observed=True).mean()
     each = z.groupby([domain, section], observed=True).mean()
     same = np.sign(each) == np.sign(mean.reindex(each.index.get_level_values(0)).to_numpy())
@@ -91,14 +99,17 @@ def by_domain(score: pd.DataFrame, domain: pd.Series, section: pd.Series) -> tup
 
 
 def marker_genes(tour: Tour, n_genes: int = 5) -> None:
-    """Genes that set each domain apart from the rest (Wilcoxon rank sum)."""
+    """Genes that set each domain apart from the rest (Wilcoxon rank sum), without mitochondrial ones."""
     import scanpy as sc
 
     adata = tour.adata
     sc.tl.rank_genes_groups(adata, SLOTS.domain, layer=LOGGED, use_raw=False, method="wilcoxon", pts=True)
     table = sc.get.rank_genes_groups_df(adata, group=None)
     table["group"] = pd.Categorical(table["group"], categories=tour.domains.cat.categories)
-    table = table[table["logfoldchanges"] > 0].sort_values(["group", "scores"], ascending=[True, False])
+    # mitochondrial genes tell how well a spot was preserved before they tell what it is
+    table = table[(table["logfoldchanges"] > 0) & ~table["names"].str.lower().str.startswith("mt-")].sort_values(
+        ["group", "scores"], ascending=[True, False]
+    )
     tour.markers = table.groupby("group", observed=True).head(n_genes).reset_index(drop=True)
 
 
@@ -130,15 +141,18 @@ def draw_queries(tour: Tour, similarity: np.ndarray, section: np.ndarray) -> lis
     names = sorted(set(section))
     first, last = names[0], names[-1]
     inside = np.flatnonzero(section == last)
-    found = []
+    known, drawn = tour.adata.obs[LAYER].astype(str), []
     for domain in tour.domains.cat.categories:
         rows = np.flatnonzero((section == first) & (tour.domains == domain).to_numpy())
         if rows.size == 0:
             continue
         row = int(rng.choice(rows))
         values = pd.Series(similarity[row, inside], index=tour.adata.obs_names[inside])
-        found.append(Query(str(tour.adata.obs_names[row]), domain, first, last, values))
-    return found
+        nearest = values.sort_values(ascending=False, kind="stable").index[: tour.settings.n_neighbors]
+        layer = str(known.iloc[row])
+        spot, hits = str(tour.adata.obs_names[row]), int((known[nearest] == layer).sum())
+        drawn.append(Query(spot, domain, first, last, values, layer, list(nearest), hits))
+    return drawn
 
 
 def draw(tour: Tour, out: Path) -> None:

@@ -13,12 +13,27 @@ import pandas as pd
 from stfuse._demo import _html
 from stfuse._demo._html import Section, code, folded, paragraph, picture
 from stfuse._demo._tour import FUSED, LAYER, MIN_TARGETS, SECTION, SLOTS
-from stfuse._demo._words import fusion_words, number_words, pathway_words, percent, score_words, search_words, signed
+from stfuse._demo._words import (
+    fusion_words,
+    in_short,
+    neighbour_words,
+    number_words,
+    pathway_words,
+    percent,
+    score_words,
+    search_words,
+    signed,
+)
 
 if TYPE_CHECKING:
     from stfuse._demo._tour import Tour
 
 NUMBERS = {1: "One", 2: "Two", 3: "Three", 4: "Four"}
+
+GO_ON_WORDS = (
+    "<code>mob.h5ad</code> beside this page opens in anndata, scanpy or squidpy, also where stfuse is not installed. Run these lines in "
+    "the folder of this page, or go straight to a section of your own."
+)
 
 GO_ON = """
 import scanpy as sc
@@ -36,6 +51,9 @@ mine = sq.read.visium("path/to/spaceranger/outs")
 stfuse.tl.cameo(mine)
 stfuse.tl.domains(mine, use_rep="X_cameo", n_clusters=7)
 
+# The linear method that CAMEO starts from: a second, nothing to tune. It is called in the same way.
+stfuse.tl.pcca(adata, library_key="section", batch_key="section")
+
 # Few spots with both views? Hide pairs on purpose and see what is lost.
 stfuse.pp.hide_pairs(adata, fraction=0.6, seed=0)
 stfuse.tl.cameo(adata, library_key="section", batch_key="section", paired_key="paired", key_added="few")
@@ -52,7 +70,7 @@ def write_report(tour: Tour, path: Path) -> Path:
         pathways(tour),
         markers(tour),
         search(tour),
-        Section("go-on", "Go on", "Go on from here", code(GO_ON)),
+        Section("go-on", "Go on", "Go on from here", paragraph(GO_ON_WORDS) + code(GO_ON)),
         provenance(tour),
     ]
     title = "Mouse olfactory bulb, image and RNA as one"
@@ -90,14 +108,14 @@ def head(tour: Tour, title: str) -> str:
         "(<code>stfuse.pp.image_features</code>).",
         "Its RNA counts become principal components, and CAMEO fuses the two views "
         "(<code>stfuse.tl.cameo</code>). Features are centred within each section, because staining and sequencing depth differ "
-        "between slides. No layer label is used.",
+        "between slides. No layer label is used, neither here nor for the domains.",
         f"Spots with similar codes become {len(tour.domains.cat.categories)} domains (<code>stfuse.tl.domains</code>){extra}. "
-        "They are numbered from the middle of the tissue outwards.",
+        "Only to number and colour them, they are matched with the known layers, inside out.",
         "squidpy, decoupler and scanpy then work on these domains as on any other annotation.",
     ]
     return (
         f'<p class="kicker">stfuse demo</p>\n<h1>{title}</h1>\n{paragraph(lead, "lead")}\n{_html.facts(numbers)}\n'
-        f"<h3>What was done</h3>\n{_html.bullets(steps)}"
+        f"<h3>What came out</h3>\n{_html.bullets(in_short(tour))}\n<h3>What was done</h3>\n{_html.bullets(steps)}"
     )
 
 
@@ -109,25 +127,24 @@ def tissue(tour: Tour) -> Section:
         picture(
             tour.figures[f"tissue_{name}"],
             f"Section {name}: the H&E photograph, and the same photograph with every spot coloured by its fused domain.",
-            f"<b>{name}.</b> From the inside out: "
-            + ", ".join(f"{domain} {percent(share)}" for domain, share in shares[name].items())
-            + " of the spots.",
+            f"<b>{name},</b> {tour.adata.obs[SECTION].eq(name).sum()} spots.",
         )
         for name in names
     )
     domains, layers = tour.domains, tour.adata.obs[LAYER]
     overlap = pd.crosstab(domains, layers, normalize="index")[tour.layer_order]
     content = pd.DataFrame({"Spots": domains.value_counts(sort=False).map("{:,}".format)})
-    content["Mostly"] = [f"{row.idxmax()} ({percent(row.max())})" for _, row in overlap.iterrows()]
+    content["Mostly in"] = [f"{row.idxmax()} ({percent(row.max())})" for _, row in overlap.iterrows()]
     for name in names:
         content[f"of {name}"] = shares[name].map(percent)
-    left = " The colour that is left over marks what no layer explains." if tour.spare > 0 else ""
+    left = " A domain left over has a colour of its own." if tour.spare > 0 else ""
+    content.index, overlap.index = content.index.map(tour.label), overlap.index.map(tour.label)
     body = (
         paragraph(
             "All sections were clustered together, so a colour means the same domain everywhere. The four layers of the "
             "bulb lie around each other like the skins of an onion: granule cells (GCL) in the middle, then mitral cells "
             "(MCL), glomeruli (GL) and the olfactory nerve (ONL) outside. In the photographs the granule cells are the dense, dark "
-            "middle; look whether the colours follow the rings around it, and whether all sections tell the same. A domain has the colour of the layer that it overlaps with most."
+            "middle; look whether the colours follow the rings around it, and whether all sections tell the same. Each layer lends its name and colour to the domain that matches it best."
             + left
         )
         + f'<div class="pair">{pictures}</div>'
@@ -146,6 +163,7 @@ def tissue(tour: Tour) -> Section:
 
 def comparison(tour: Tour) -> Section:
     """Compare with single views, and say what the comparison can't show."""
+    best_first = tour.comparison.sort_values("ARI", ascending=False)
     body = (
         paragraph(score_words(tour.comparison))
         + picture(
@@ -156,21 +174,21 @@ def comparison(tour: Tour) -> Section:
             "small",
         )
         + _html.table(
-            tour.comparison.sort_values("ARI", ascending=False).map("{:.3f}".format),
+            best_first.map("{:.3f}".format),
             "Agreement of domains with the known layers",
             "Domains from",
         )
         + paragraph(number_words(tour.by_number))
         + _html.table(
-            tour.by_number.map("{:.3f}".format).rename(columns="{} domains".format),
+            tour.by_number.loc[best_first.index].map("{:.3f}".format).rename(columns="{} domains".format),
             "Agreement with the known layers (ARI) by number of domains",
             "Domains from",
         )
         + picture(
             tour.figures["rivals"],
             f"Section {tour.adata.obs[SECTION].cat.categories[0]} six times: photograph, domains from the image alone, RNA alone, both side by side, the fused code, and the known layers.",
-            "<b>One section, four answers and the known layers.</b> A domain has the colour of the layer that it overlaps with "
-            "most, each layer used once. Look for rings that are closed, and for single spots of a wrong colour.",
+            "<b>One section, four answers and the known layers.</b> A domain has the colour of the layer that it matches best, "
+            "each layer used once. Look for rings that are closed, and for single spots of a wrong colour.",
         )
         + paragraph(
             "<b>Read this with care.</b> The known layers were transferred by a classifier that looks at RNA only. That "
@@ -197,21 +215,14 @@ def training(tour: Tour) -> Section:
 def neighbours(tour: Tour) -> Section:
     """Show squidpy's neighbourhood enrichment on the domains."""
     z = tour.enrichment
-    apart = z.where(~pd.DataFrame([[a == b for b in z] for a in z.index], z.index, z.columns)).stack()
-    close, far = apart.idxmax(), apart.idxmin()
     body = (
-        paragraph(
-            "For each pair of domains squidpy counts how often their spots touch and compares that with shuffled domains "
-            f"in the same section. Two different domains touch most often, compared with chance, where {close[0]} meets {close[1]} "
-            f"(z&nbsp;=&nbsp;{signed(apart.max())}), and avoid each other most where it would be {far[0]} beside {far[1]} "
-            f"(z&nbsp;=&nbsp;{signed(apart.min())})."
-        )
+        paragraph(neighbour_words(tour))
         + picture(
             tour.figures["neighbours"],
             "Heat map of neighbourhood enrichment z-scores between the domains; the folded table below has the numbers.",
-            "<b>Who lies beside whom.</b> Red pairs touch more often than chance, blue ones less. Nested rings show as "
-            "a red diagonal with the next ring beside it and blue in the corners. The diagonal is flattered: domains were "
-            "smoothed over neighbours before.",
+            "<b>Who lies beside whom.</b> Red pairs touch more often than chance, blue ones less. Spots of "
+            "one domain lie together, hence the red diagonal; it is flattered, because domains were smoothed over neighbours. "
+            "In nested rings the blue deepens away from the diagonal, among the domains that have a layer.",
             "small",
         )
         + folded("The numbers", _html.table(z.map(signed), "Neighbourhood enrichment z-scores", "Domain"))
@@ -240,7 +251,8 @@ def pathways(tour: Tour) -> Section:
         + picture(
             tour.figures["top_pathway"],
             f"Activity of {top} on the spots of every section.",
-            f"<b>{top} on the tissue,</b> the pathway that differs most between domains. Look whether bright spots fall "
+            f"<b>{top} on the tissue,</b> the pathway that differs most between domains, in standard deviations within each section. Single "
+            "spots are noisy; look whether bright spots fall "
             "together in the same ring of all sections.",
             "medium",
         )
@@ -259,17 +271,18 @@ def markers(tour: Tour) -> Section:
         shown=[f"{g} ({signed(f)})" for g, f in zip(tour.markers["names"], tour.markers["logfoldchanges"], strict=True)]
     )
     table = best.groupby("group", observed=True)["shown"].agg(", ".join).rename("Genes (log2 fold change)").to_frame()
+    table.index = table.index.map(tour.label)
     body = (
         paragraph(
             "scanpy ranks genes by how clearly they are higher in a domain than in the rest (Wilcoxon rank sum). Domains were "
             "found with the same RNA, so p-values would mean little and are left out; order and size of the "
-            "differences are what to look at."
+            "differences are what to look at. Mitochondrial genes are left out: they tell first how well a spot was preserved."
         )
         + _html.table(table, "The genes that mark each domain most clearly", "Domain")
         + picture(
             tour.figures["markers"],
-            "The first marker gene of every domain on the spots of one section.",
-            "<b>First marker of each domain</b> (log-normalised expression, yellow is high, a scale of its own in every panel). "
+            "The fused domains of one section, and the first marker gene of every domain on its spots.",
+            "<b>First marker of each domain</b> beside the domains (log-normalised expression, yellow is high, a scale of its own in every panel). "
             "It should light up where the domain lies.",
         )
     )
@@ -278,23 +291,23 @@ def markers(tour: Tour) -> Section:
 
 def search(tour: Tour) -> Section:
     """Show cross-view search."""
-    rate = tour.search.map(percent)
+    rate = tour.search.loc[[*tour.layer_order, "All spots"]].map(percent)
     rate.columns = [f"same layer among {tour.settings.n_neighbors} found", "by chance"]
     pictures = "".join(
         picture(
             tour.figures[f"search_{query.domain}"],
             f"An image patch of {query.section} in domain {query.domain}, and a map of {query.target} with the similarity "
             "of every spot's RNA to the patch.",
-            f"<b>A patch in {query.domain} asks.</b> Spots of {query.target} are bright where their RNA code resembles the "
-            "code of the framed patch; the ten nearest are ringed.",
+            f"<b>A spot of the layer {query.layer}, in domain {query.domain}, asks.</b> {query.hits} of the {len(query.found)} spots found lie in {query.layer} too.",
         )
         for query in tour.queries
     )
     body = (
         paragraph(search_words(tour))
         + paragraph(
-            "The patches below were drawn at random, one in each domain, so some searches fail. Look whether the bright zone is "
-            "the ring that the patch comes from."
+            "The patches below were drawn at random, one in each domain, so some searches fail. Spots are bright where their RNA code "
+            f"resembles the code of the framed patch, and the {tour.settings.n_neighbors} nearest are ringed. Look whether the bright zone is the "
+            "ring that the patch comes from."
         )
         + f'<div class="pair">{pictures}</div>'
         + _html.table(rate, "From image patches to RNA in the other sections, by known layer of the patch", "Layer")

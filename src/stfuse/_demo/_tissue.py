@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from stfuse import _keys, pl
-from stfuse._demo._tour import FUSED, LAYER, LOGGED, SECTION, SLOTS
+from stfuse._demo._tour import FUSED, LAYER, LOGGED, SECTION, SLOTS, partners, within_sections
 
 if TYPE_CHECKING:
     from stfuse._demo._tour import Query, Tour
@@ -33,18 +33,9 @@ def palette(names: Sequence[str]) -> dict[str, str]:
     return {str(name): PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
 
 
-def partners(labels: pd.Series, layers: pd.Series, order: Sequence[str]) -> dict[str, str]:
-    """Match groups and known layers one to one by their overlap; a group left over has no partner."""
-    from scipy.optimize import linear_sum_assignment
-
-    overlap = pd.crosstab(labels, layers)[list(order)]
-    rows, columns = linear_sum_assignment(overlap.to_numpy(), maximize=True)
-    return {str(overlap.index[row]): order[column] for row, column in zip(rows, columns, strict=True)}
-
-
 def domain_colours(tour: Tour) -> dict[str, str]:
     """Give each fused domain the colour of its layer, and those left over colours of their own."""
-    partner = partners(tour.domains, tour.adata.obs[LAYER], tour.layer_order)
+    partner = tour.partner
     alone = [name for name in tour.domains.cat.categories if name not in partner]
     colour = palette([*tour.layer_order, *alone])
     return {name: colour[partner.get(name, name)] for name in tour.domains.cat.categories}
@@ -67,13 +58,32 @@ def figure_of(axes: Axes | list[Axes]) -> Figure:
     return first.figure
 
 
+def key_below(figure: Figure, colour: dict[str, str]) -> None:
+    """Put one key below all panels."""
+    handles = [Line2D([], [], marker="o", ls="", ms=8, color=tint, label=name) for name, tint in colour.items()]
+    figure.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.02),
+        ncols=len(handles),
+        frameon=False,
+        handletextpad=0.1,
+        columnspacing=1.2,
+    )
+
+
+def domain_key(tour: Tour) -> dict[str, str]:
+    """Colours of the domains under names that hold their layers."""
+    return {tour.label(name): tint for name, tint in domain_colours(tour).items()}
+
+
 def before_after(tour: Tour, section: str) -> Figure:
     """Show the photograph of a section, and the fused domains on it."""
-    titles = [f"{section}: H&E", "fused domains"]
-    colours: list[Any] = [None, SLOTS.domain]
-    return figure_of(
-        pl.spatial(tour.adata, colours, library_id=section, palette=domain_colours(tour), title=titles, **CIRCLES)
-    )
+    titles, colours = [f"{section}: H&E", "fused domains"], [None, SLOTS.domain]
+    palette = domain_colours(tour)
+    axes = pl.spatial(tour.adata, colours, library_id=section, palette=palette, title=titles, legend=False, **CIRCLES)
+    key_below(figure_of(axes), domain_key(tour))
+    return figure_of(axes)
 
 
 def rivals(tour: Tour) -> Figure:
@@ -88,36 +98,44 @@ def rivals(tour: Tour) -> Figure:
     titles, keys = [f"{section}: H&E", *columns, "known layers"], [None, *columns, "known layers"]
     axes = pl.spatial(shown, keys, library_id=section, palette=colour, title=titles, ncols=3, legend=False, **CIRCLES)
     used = [*order, LEFT_OVER] if tour.spare > 0 else order
-    handles = [Line2D([], [], marker="o", ls="", ms=8, color=colour[name], label=name) for name in used]
-    figure = figure_of(axes)
-    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles), frameon=False)
-    return figure
+    key_below(figure_of(axes), {name: colour[name] for name in used})
+    return figure_of(axes)
 
 
 def everywhere(tour: Tour, pathway: str) -> Figure:
     """Show the activity of a pathway on every section, all on one scale."""
-    low, high = np.nanquantile(tour.activity[pathway], [0.02, 0.98])
+    z = within_sections(tour.activity[[pathway]], tour.adata.obs[SECTION])
+    low, high = np.nanquantile(z, [0.02, 0.98])
     return figure_of(
-        pl.spatial(tour.adata, f"score_progeny:{pathway}", vmin=float(low), vmax=float(high), ncols=2, **CIRCLES)
+        pl.spatial(bare(tour.adata, z), pathway, vmin=float(low), vmax=float(high), ncols=2, alpha_img=0.5, **CIRCLES)
     )
 
 
 def markers(tour: Tour) -> Figure:
-    """Show the first marker gene of every domain on one section."""
+    """Show the domains of one section, and the first marker gene of each."""
     first = tour.markers.groupby("group", observed=True).first()["names"]
-    titles = [f"{gene} (marks {domain})" for domain, gene in first.items()]
-    section = sections(tour.adata)[0]
-    return figure_of(
-        pl.spatial(
-            tour.adata, list(first), layer=LOGGED, library_id=section, title=titles, ncols=3, legend=False, **CIRCLES
-        )
+    axes = pl.spatial(
+        tour.adata,
+        [SLOTS.domain, *first],
+        layer=LOGGED,
+        library_id=sections(tour.adata)[0],
+        palette=domain_colours(tour),
+        title=["fused domains", *(f"{gene}, marks {tour.label(str(domain))}" for domain, gene in first.items())],
+        ncols=3,
+        legend=False,
+        alpha_img=0.5,
+        **CIRCLES,
     )
+    key_below(figure_of(axes), domain_key(tour))
+    return figure_of(axes)
 
 
-def search(adata: AnnData, query: Query) -> Figure:
+def search(tour: Tour, query: Query) -> Figure:
     """Show an image patch beside a map of where RNA resembles it in another section."""
+    adata = tour.adata
     figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.8), layout="constrained", width_ratios=(1, 1.35))
     patch(axes[0], adata, query)
+    axes[0].set_title(f"patch in {tour.label(query.domain)}, {query.section}")
     similarity = query.similarity.reindex(adata.obs_names).rename("similarity")
     shown = bare(adata, similarity.to_frame())
     low, high = np.nanquantile(similarity, [0.02, 0.98])
@@ -133,8 +151,7 @@ def search(adata: AnnData, query: Query) -> Figure:
         ax=axes[1],
         **CIRCLES,
     )
-    best = similarity.sort_values(ascending=False, kind="stable").index[:10]
-    x, y = np.asarray(adata.obsm[_keys.SPATIAL])[adata.obs_names.get_indexer(best), :2].T
+    x, y = np.asarray(adata.obsm[_keys.SPATIAL])[adata.obs_names.get_indexer(query.found), :2].T
     axes[1].scatter(x, y, s=34, facecolors="none", edgecolors=RING, lw=1.6)
     return figure
 
@@ -152,5 +169,4 @@ def patch(ax: Axes, adata: AnnData, query: Query) -> None:
     ax.imshow(part, extent=(left - 0.5, left + part.shape[1] - 0.5, top + part.shape[0] - 0.5, top - 0.5))
     ax.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, fill=False, ec=RING, lw=2))
     ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half), xticks=[], yticks=[])
-    ax.set_title(f"patch in {query.domain}, {query.section}")
     ax.spines[:].set_visible(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ SECTION, LAYER, LOGGED = "section", "layer", "log1p"
 FUSED = "Fused (CAMEO)"
 # PROGENy recommends 100 targets a pathway; the bundled sections measure 1,000 genes and keep at most ten of them
 MIN_TARGETS = 4
+LAYER_NAMES = {"GCL": "granule cells", "MCL": "mitral cells", "GL": "glomeruli", "ONL": "olfactory nerve"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,16 @@ class Tour:
         return inside_out(self.adata, self.adata.obs[LAYER])
 
     @property
+    def partner(self) -> dict[str, str]:
+        """The known layer that each domain matches; a domain left over has none."""
+        return partners(self.domains, self.adata.obs[LAYER], self.layer_order)
+
+    def label(self, domain: str) -> str:
+        """Name a domain together with its layer."""
+        layer = self.partner.get(domain)
+        return f"{domain} ({layer})" if layer else str(domain)
+
+    @property
     def spare(self) -> int:
         """How many domains there are more than known layers."""
         return self.settings.n_clusters - len(self.layer_order)
@@ -82,6 +94,9 @@ class Query:
     section: str
     target: str
     similarity: pd.Series
+    layer: str
+    found: list[str]
+    hits: int
 
 
 def inside_out(adata: AnnData, labels: pd.Series) -> list[str]:
@@ -92,7 +107,30 @@ def inside_out(adata: AnnData, labels: pd.Series) -> list[str]:
     return list(radius.groupby(labels.astype(str)).mean().sort_values().index)
 
 
-def from_inside_out(adata: AnnData, labels: pd.Series) -> pd.Categorical:
-    """Rename groups D1, D2, ... from the middle outwards, because cluster numbers mean nothing."""
-    names = {old: f"D{i}" for i, old in enumerate(inside_out(adata, labels), start=1)}
+def partners(labels: pd.Series, layers: pd.Series, order: Sequence[str]) -> dict[str, str]:
+    """Match groups and known layers one to one by their overlap; a group left over has no partner."""
+    from scipy.optimize import linear_sum_assignment
+
+    overlap = pd.crosstab(labels, layers)[list(order)]
+    rows, columns = linear_sum_assignment(overlap.to_numpy(), maximize=True)
+    return {str(overlap.index[row]): order[column] for row, column in zip(rows, columns, strict=True)}
+
+
+def by_layer(adata: AnnData, labels: pd.Series) -> pd.Categorical:
+    """Rename groups D1, D2, ... after the layers they match, inside out, because cluster numbers mean nothing.
+
+    Groups left over come last.
+    """
+    order = inside_out(adata, adata.obs[LAYER])
+    labels = labels.astype(str)
+    layer = partners(labels, adata.obs[LAYER].astype(str), order)
+    ranked = sorted(inside_out(adata, labels), key=lambda g: order.index(layer[g]) if g in layer else len(order))
+    names = {old: f"D{i}" for i, old in enumerate(ranked, start=1)}
     return pd.Categorical(labels.astype(str).map(names), categories=list(names.values()))
+
+
+def within_sections(score: pd.DataFrame, section: pd.Series) -> pd.DataFrame:
+    """Standardise scores within a section, so that its staining or depth cannot pass for biology."""
+    groups = score.groupby(section, observed=True)
+    z = (score - groups.transform("mean")) / groups.transform("std").replace(0.0, np.nan)
+    return z.fillna(0.0)

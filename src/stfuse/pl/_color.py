@@ -18,7 +18,7 @@ PALETTE = (
     *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#4D4D4D"),
     *("#882255", "#999933", "#332288", "#44AA99"),
 )
-MISSING = "#D3D3D3"
+MISSING, UNASSIGNED = "#D3D3D3", "#9E9E9E"
 
 Palette = str | Sequence[str] | Mapping[str, str] | None
 
@@ -136,7 +136,7 @@ def default_colors(names: Sequence[str]) -> dict[str, str]:
         colors = default_28 if len(named) <= 28 else default_102
     if len(named) > len(colors):
         colors = [to_hex(c) for c in colormaps["gist_rainbow"](np.linspace(0, 1, len(named)))]
-    return {_keys.UNASSIGNED: to_hex(MISSING), **dict(zip(named, map(to_hex, colors), strict=False))}
+    return {_keys.UNASSIGNED: to_hex(UNASSIGNED), **dict(zip(named, map(to_hex, colors), strict=False))}
 
 
 def _from_palette(palette: Palette, names: list[str]) -> dict[str, str]:
@@ -150,7 +150,7 @@ def _from_palette(palette: Palette, names: list[str]) -> dict[str, str]:
         missing = [name for name in names if name not in palette and name != _keys.UNASSIGNED]
         if missing:
             raise ValueError(f"palette has no colour for {', '.join(missing)}.")
-        return {name: to_hex(palette.get(name, MISSING)) for name in names}
+        return {name: to_hex(palette.get(name, UNASSIGNED)) for name in names}
     if palette is None or len(palette) < len(names):
         raise ValueError(f"palette has {len(palette or ())} colours for {len(names)} categories.")
     return {name: to_hex(color) for name, color in zip(names, palette, strict=False)}

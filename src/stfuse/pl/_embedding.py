@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from stfuse import _views
 from stfuse.pl._color import MISSING, Palette, face_colors, keep_colors, number_scale, read_color
-from stfuse.pl._layout import Block, draw_legend, height_of, legend_width, place, save_figure
+from stfuse.pl._layout import Block, draw_legend, draw_title, height_of, legend_width, place, save_figure
 from stfuse.pl._spatial import RASTERIZE
 
 SIDE = 3.4
@@ -143,7 +143,7 @@ def embedding(
         panel.set_xlabel(labels[0], fontsize=9)
         panel.set_ylabel(labels[1], fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.set_title(heading if heading is not None else read.name if read else "", fontsize=10.5, pad=5)
+        draw_title(panel, heading if heading is not None else read.name if read else "")
         if legend and read is not None:
             draw_legend(panel, read, side, mappable, None)
     keep_colors(data, colors, table_key)

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from stfuse.pl._color import MISSING, Color
 
 TITLE, GAP, MARGIN = 0.34, 0.14, 0.12
-TEXT = 9
+TEXT, TITLE_SIZE = 9, 10.5
 ROW = 0.215  # one line of a legend
 BAR = 0.85  # a colour bar with its numbers
 
@@ -33,6 +33,18 @@ class Block(NamedTuple):
 def text_width(text: str, size: float = TEXT) -> float:
     """Width of a text in inches."""
     return float(TextPath((0, 0), text, size=size).get_extents().width) / 72 if text.strip() else 0.0
+
+
+def draw_title(ax: Axes, text: str) -> None:
+    """Put a title above a panel; one wider than the panel is set smaller, and then loses its middle."""
+    width = float(ax.get_window_extent().width / ax.figure.dpi)
+    size = min(TITLE_SIZE, max(TEXT - 1.5, TITLE_SIZE * width / max(text_width(text, TITLE_SIZE), 1e-6)))
+    shown, keep = text, len(text)
+    # names of sections differ at their ends
+    while text_width(shown, size) > width and keep > 4:
+        keep -= 1
+        shown = f"{text[: keep - keep // 2]}…{text[len(text) - keep // 2 :]}"
+    ax.set_title(shown, fontsize=size, pad=5)
 
 
 def legend_names(color: Color) -> list[str]:

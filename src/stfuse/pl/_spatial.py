@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgba_array
 
 from stfuse import _keys
 from stfuse.pl._color import MISSING, Color, Palette, face_colors, keep_colors, number_scale, read_color
-from stfuse.pl._layout import Block, draw_legend, height_of, legend_width, place, save_figure
+from stfuse.pl._layout import Block, draw_legend, draw_title, height_of, legend_width, place, save_figure
 from stfuse.pl._tissue import Section, draw_section, read_tissue, windows
 
 WIDE, NARROW = 4.2, 2.9  # inches of a panel alone, and among others
@@ -151,7 +151,7 @@ def spatial(
         for section, frame, panel in zip(sections, frames, panels, strict=True):
             draw_section(panel, section, frame, alpha_img)
             _draw_circles(panel, section, color_read, mappable, **style)
-            panel.set_title(next(titles), fontsize=10.5, pad=5)
+            draw_title(panel, next(titles))
         if legend and color_read is not None:
             beside = panels[min(ncols, len(panels)) - 1]
             draw_legend(beside, color_read, height, mappable, _legend_title(color_read, sections))
