@@ -9,16 +9,10 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from stfuse import _views
-from stfuse._views import (
-    container,
-    find_library_key,
-    read_column,
-    read_coordinates,
-    read_rep,
-    read_sections,
-    read_views,
-)
+from stfuse import _read
+from stfuse._read import container, find_library_key, read_column, read_coordinates, read_rep, read_sections
+from stfuse._views import read_views
+from stfuse.pp._default_views import make_view
 
 mudata = pytest.importorskip("mudata")
 spatialdata = pytest.importorskip("spatialdata")
@@ -461,13 +455,13 @@ def test_missing_keys():
         read_rep(adata, "X_cameo")
     del adata.obsm["X_image"]
     with pytest.raises(KeyError, match=r"no obsm\['X_image'\] and no image in uns\['spatial'\].*image_key="):
-        read_views(adata)
+        read_views(adata, recipe=make_view)
     with pytest.raises(KeyError, match=r"No obsm\['X_image'\] for the image view"):
-        read_views(adata, make_missing=False)
+        read_views(adata)
     del adata.obsm["X_pca"]
     adata.obsm["X_image"] = np.ones((N, 2)) * np.arange(N)[:, None]
     with pytest.raises(KeyError, match=r"no obsm\['X_pca'\] and no counts in X.*rna_key="):
-        read_views(adata)
+        read_views(adata, recipe=make_view)
 
 
 def test_missing_keys_of_a_mudata():
@@ -497,23 +491,23 @@ def test_no_observations():
 def test_one_view_is_enough_to_code():
     adata = make()
     del adata.obsm["X_image"]
-    views = read_views(adata, make_missing=False, min_views=1)
+    views = read_views(adata, min_views=1)
     assert views.image.shape == (N, 0) and not views.has_image.any() and views.has_rna.all()
     mdata = mudata.MuData({"rna": adata})
-    assert read_views(mdata, make_missing=False, min_views=1).counts()["rna"] == N
+    assert read_views(mdata, min_views=1).counts()["rna"] == N
     adata.obsm["X_pca"][0, 0] = np.nan
     with pytest.raises(ValueError, match="NaN inside 1 row"):
-        read_views(adata, make_missing=False, min_views=1)
+        read_views(adata, min_views=1)
     del adata.obsm["X_pca"]
     with pytest.raises(KeyError, match=r"Neither obsm\['X_image'\] nor obsm\['X_pca'\] is there: 'spatial'"):
-        read_views(adata, make_missing=False, min_views=1)
+        read_views(adata, min_views=1)
 
 
 def test_blocks_of_rows_are_counted_as_one():
     """Large arrays are checked block by block."""
     array = np.ones((5, 4_000_000), np.float32)
     array[3] = np.nan
-    assert _views.check_values(array, "x").tolist() == [True, True, True, False, True]
+    assert _read.check_values(array, "x").tolist() == [True, True, True, False, True]
     array[4, 7] = np.inf
     with pytest.raises(ValueError, match="row 4, column 7"):
-        _views.check_values(array, "x")
+        _read.check_values(array, "x")

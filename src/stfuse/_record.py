@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stfuse import _views
+from stfuse import _read
 
 
 def h5ad_safe(value: Any) -> Any:
@@ -44,9 +44,9 @@ def versions() -> dict[str, str]:
 
 def copy_of(data: Any, table_key: str | None) -> Any:
     """Copy what results are written into; the elements of a SpatialData other than the table are shared."""
-    if not _views.is_spatialdata(data):
+    if not _read.is_spatialdata(data):
         return data.copy()
-    table = _views.container(data, table_key)
+    table = _read.container(data, table_key)
     elements = {name: element for _, name, element in data.gen_elements()}
     for name, element in elements.items():
         if element is table:
@@ -68,7 +68,7 @@ def write(
 
     ``drop_obsm`` names entries of an earlier run under the same key that this one does not have.
     """
-    box = _views.container(data, table_key)
+    box = _read.container(data, table_key)
     obsm, obs, obsp = dict(obsm or {}), dict(obs or {}), dict(obsp or {})
     safe = {key: h5ad_safe(value) for key, value in (uns or {}).items()}
     for key, value in [*obsm.items(), *obs.items(), *obsp.items()]:

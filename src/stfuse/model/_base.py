@@ -113,7 +113,7 @@ class FusionModel(BaseModelClass):
             Passed on by scvi-tools when a model is loaded.
         """
         setup_args = cls._get_setup_method_args(**locals())
-        read_views(adata, **setup_args["setup_args"], make_missing=False)
+        read_views(adata, **setup_args["setup_args"])
         fields: list[Any] = [ObsmField("image", image_key), ObsmField("rna", rna_key)]
         fields += [CategoricalObsField("batch", batch_key)] if batch_key else []
         fields += [CategoricalObsField("section", library_key)] if library_key else []
@@ -133,10 +133,10 @@ class FusionModel(BaseModelClass):
         if adata is None:
             if self.adata is None:
                 raise ValueError("The model was loaded without data: pass adata=.")
-            return read_views(self.adata, **arguments, make_missing=False)
+            return read_views(self.adata, **arguments)
         if arguments["paired_key"] not in adata.obs:
             arguments["paired_key"] = None
-        return read_views(adata, **arguments, make_missing=False, min_views=1)
+        return read_views(adata, **arguments, min_views=1)
 
     def _centred(self, views: Views, *, fit: bool = False) -> Views:
         """Centre features within each batch; a batch not seen in training is centred on its own mean."""

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, is_color_like, to_hex, to_rgba_array
 
-from stfuse import _keys, _views
+from stfuse import _keys, _read
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart, and four more for the way up to twelve.
 PALETTE = (
@@ -40,8 +40,8 @@ def read_color(
     data: Any, key: str, *, palette: Palette = None, layer: str | None = None, table_key: str | None
 ) -> Color:
     """Look ``key`` up: a column of ``obs``, then a gene, then ``"<obsm key>:<column>"``."""
-    box: Any = _views.container(data, table_key)
-    column = _views.find_column(data, key, table_key)
+    box: Any = _read.container(data, table_key)
+    column = _read.find_column(data, key, table_key)
     if column is None:
         values = _gene(box, key, layer)
         values = _obsm_column(data, key, table_key) if values is None else values
@@ -57,7 +57,7 @@ def read_color(
 
 
 def _gene(box: Any, key: str, layer: str | None) -> np.ndarray | None:
-    if _views.is_mudata(box):
+    if _read.is_mudata(box):
         holders = [m for m in box.mod.values() if key in m.var_names]
         if not holders:
             return None
@@ -77,13 +77,13 @@ def _obsm_column(data: Any, key: str, table_key: str | None) -> np.ndarray | Non
     rep, colon, column = key.rpartition(":")
     if not colon:
         return None
-    box: Any = _views.container(data, table_key)
+    box: Any = _read.container(data, table_key)
     table = box.obsm[rep] if rep in box.obsm else None
     if isinstance(table, pd.DataFrame):
         if column not in table.columns:
             raise KeyError(f"obsm[{rep!r}] has no column {column!r}. There is {', '.join(map(str, table.columns))}.")
         return table[column].to_numpy(dtype=float)
-    values = _views.read_rep(data, rep, table_key)
+    values = _read.read_rep(data, rep, table_key)
     if not column.isdigit() or int(column) >= values.shape[1]:
         raise KeyError(f"obsm[{rep!r}] has the columns 0 to {values.shape[1] - 1}, not {column!r}.")
     return values[:, int(column)].astype(float)
@@ -113,7 +113,7 @@ def _kept_colors(box: Any, key: str) -> list[str]:
 
 def keep_colors(data: Any, colors: Sequence[Color | None], table_key: str | None) -> None:
     """Keep the colours of categories in ``uns``, as scanpy does; a view is left a view."""
-    box: Any = _views.container(data, table_key)
+    box: Any = _read.container(data, table_key)
     if getattr(box, "is_view", False):
         return
     for color in colors:

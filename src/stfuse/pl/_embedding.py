@@ -10,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
 
-from stfuse import _views
+from stfuse import _read
 from stfuse.pl._color import MISSING, Palette, face_colors, keep_colors, number_scale, read_color
 from stfuse.pl._layout import Block, draw_legend, draw_title, height_of, legend_width, place, save_figure
 from stfuse.pl._spatial import RASTERIZE
@@ -112,8 +112,8 @@ def embedding(
     keys = [None] if color is None else [color] if isinstance(color, str) else list(color)
     if ax is not None and len(keys) != 1:
         raise ValueError(f"ax= takes one panel, but {len(keys)} colours were given.")
-    codes = _views.read_rep(data, use_rep, table_key)
-    rows = np.flatnonzero(_views.check_values(codes, f"obsm[{use_rep!r}]"))
+    codes = _read.read_rep(data, use_rep, table_key)
+    rows = np.flatnonzero(_read.check_values(codes, f"obsm[{use_rep!r}]"))
     if rows.size < 4:
         raise ValueError(f"obsm[{use_rep!r}] has {rows.size} row(s) with a code: too few to draw.")
     colors = [

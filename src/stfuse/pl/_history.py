@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from stfuse import _views
+from stfuse import _read
 from stfuse.pl._layout import save_figure
 
 TRAIN, HELD_OUT = "#0072B2", "#D55E00"
@@ -31,7 +31,8 @@ def history(
     """Draw the losses of a training against its epochs, a small panel each.
 
     Curves of one loss on training and on held-out observations (`loss_train`, `loss_validation`) share a panel. A
-    training that goes well falls and levels off; one whose held-out curve rises again has begun to memorise.
+    training that goes well falls and levels off; one whose held-out curve rises again has begun to memorise. Losses of
+    an adversarial game need not fall.
 
     Parameters
     ----------
@@ -68,7 +69,7 @@ def history(
     >>> stfuse.pl.history(adata, "mine").get_title()
     'loss'
     """
-    curves = _read(data, key, table_key)
+    curves = _history_of(data, key, table_key)
     panels = _group(curves)
     ncols = max(1, min(ncols, len(panels)))
     nrows = -(-len(panels) // ncols)
@@ -98,8 +99,8 @@ def history(
     return axes[0] if len(axes) == 1 else axes
 
 
-def _read(data: Any, key: str, table_key: str | None) -> pd.DataFrame:
-    box: Any = _views.container(data, table_key)
+def _history_of(data: Any, key: str, table_key: str | None) -> pd.DataFrame:
+    box: Any = _read.container(data, table_key)
     if key not in box.uns or not hasattr(box.uns[key], "get"):
         records = [k for k, v in box.uns.items() if hasattr(v, "get") and "history" in v]
         raise KeyError(f"No record of a training in uns[{key!r}]. There is {', '.join(map(repr, records)) or 'none'}.")

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy.spatial import cKDTree
 
-from stfuse import _views
+from stfuse import _read
 
 # Of the distance between neighbours: circles of this diameter nearly touch.
 TOUCHING = 0.92
@@ -33,11 +33,11 @@ def read_tissue(
     data: Any, library_key: str | None, spatial_key: str, table_key: str | None, img: bool, crop: bool
 ) -> list[Section]:
     """Read all sections that have observations with coordinates."""
-    box: Any = _views.container(data, table_key)
-    spatial = _views.read_coordinates(data, spatial_key, table_key)
+    box: Any = _read.container(data, table_key)
+    spatial = _read.read_coordinates(data, spatial_key, table_key)
     if spatial is None:
         raise KeyError(f"No obsm[{spatial_key!r}]: there are no coordinates to draw at.")
-    codes, names = _views.read_sections(data, library_key, table_key)
+    codes, names = _read.read_sections(data, library_key, table_key)
     libraries = _libraries(box)
     placed = np.isfinite(spatial).all(1)
     sections = []
@@ -52,7 +52,7 @@ def read_tissue(
 
 def _libraries(box: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for part in (*box.mod.values(), box) if _views.is_mudata(box) else (box,):
+    for part in (*box.mod.values(), box) if _read.is_mudata(box) else (box,):
         held = part.uns.get("spatial", {})
         found |= {str(k): v for k, v in held.items()} if hasattr(held, "items") else {}
     return found

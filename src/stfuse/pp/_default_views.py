@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from stfuse import _views
+from stfuse import _read
 from stfuse._log import logger
 
 
 def make_view(box: Any, role: str, key: str, library_key: str | None) -> np.ndarray:
     """Compute the default features of one view; rows follow ``box.obs_names``, nothing is written."""
-    source: AnnData = box.mod[role] if _views.is_mudata(box) else box
+    source: AnnData = box.mod[role] if _read.is_mudata(box) else box
     array = _image(source, key, library_key) if role == "image" else _rna(source, key)
-    if _views.is_mudata(box):
+    if _read.is_mudata(box):
         out = np.full((box.n_obs, array.shape[1]), np.nan, np.float32)
         out[box.obs_names.get_indexer(source.obs_names)] = array
         array = out

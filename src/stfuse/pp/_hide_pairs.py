@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from stfuse import _keys, _record, _views
+from stfuse import _keys, _read, _record
 
 
 def hide_pairs(
@@ -81,7 +81,7 @@ def hide_pairs(
         )
     section = np.zeros(len(paired), dtype=np.int64)
     if library_key is not None:
-        section = _views.read_sections(data, library_key, table_key)[0]
+        section = _read.read_sections(data, library_key, table_key)[0]
     paired[_choose(np.flatnonzero(paired), section, fraction, seed)] = False
 
     target = _record.copy_of(data, table_key) if copy else data
@@ -91,17 +91,17 @@ def hide_pairs(
 
 def _has_view(data: Any, role: str, key: str, default: str, table_key: str | None) -> np.ndarray:
     """Tell which observations have a view; one that is still to be computed is there."""
-    box: Any = _views.container(data, table_key)
-    if not _views.is_mudata(box):
+    box: Any = _read.container(data, table_key)
+    if not _read.is_mudata(box):
         if key == default and key not in box.obsm:
             return np.ones(box.n_obs, dtype=bool)
-        return _views.check_values(_views.read_rep(data, key, table_key), f"obsm[{key!r}]")
+        return _read.check_values(_read.read_rep(data, key, table_key), f"obsm[{key!r}]")
     if role not in box.mod:
         raise KeyError(f"The MuData has no modality {role!r}. It has: {', '.join(box.mod)}.")
     modality = box.mod[role]
     present = np.ones(modality.n_obs, dtype=bool)
     if key != default or key in modality.obsm:
-        present = _views.check_values(_views.read_rep(modality, key), f"mdata[{role!r}].obsm[{key!r}]")
+        present = _read.check_values(_read.read_rep(modality, key), f"mdata[{role!r}].obsm[{key!r}]")
     return box.obs_names.isin(modality.obs_names[present])
 
 

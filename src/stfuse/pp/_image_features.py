@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from stfuse import _keys, _record, _views
+from stfuse import _keys, _read, _record
 from stfuse._progress import progress as progress_bar
 from stfuse.pp._crops import LibraryImage, gather_crops, library_image
 from stfuse.pp._encoders import Encoder, get_encoder
@@ -136,9 +136,9 @@ def compute_image_features(
 
 
 def _table(data: Any, table_key: str | None) -> AnnData:
-    if _views.is_mudata(data):
+    if _read.is_mudata(data):
         raise TypeError('image_features takes AnnData or SpatialData: pass the modality, for example mdata["image"].')
-    table: Any = _views.container(data, table_key)
+    table: Any = _read.container(data, table_key)
     if not isinstance(table, AnnData):
         raise TypeError(f"image_features takes AnnData or SpatialData, not {type(data).__name__}.")
     spatial = table.uns.get("spatial")
@@ -146,7 +146,7 @@ def _table(data: Any, table_key: str | None) -> AnnData:
         mend = (
             "Images kept as SpatialData elements are read by a later release: for now put image and scale factors "
             "into the table's uns['spatial'] (spatialdata_io.experimental.to_legacy_anndata)."
-            if _views.is_spatialdata(data)
+            if _read.is_spatialdata(data)
             else "squidpy.read.visium(path) loads a section together with its image."
         )
         raise KeyError(f"uns['spatial'] has no image. uns has: {', '.join(map(str, table.uns)) or 'nothing'}. {mend}")
@@ -167,7 +167,7 @@ def _compute(
         raise ValueError(f"crop_scale must be a positive number of spot diameters, not {crop_scale}.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-    coordinates = _views.read_coordinates(adata, spatial_key)
+    coordinates = _read.read_coordinates(adata, spatial_key)
     if coordinates is None:
         raise KeyError(
             f"No obsm[{spatial_key!r}]. There is: {', '.join(adata.obsm) or 'nothing'}. Name it: spatial_key=."
@@ -211,7 +211,7 @@ def _compute(
 def _assign(adata: AnnData, library_key: str | None) -> tuple[dict[str, LibraryImage], dict[str, np.ndarray]]:
     """Read the image of each section that has one, and the rows of the observations that lie on it."""
     spatial = {str(name): entry for name, entry in adata.uns["spatial"].items()}
-    section, names = _views.read_sections(adata, library_key)
+    section, names = _read.read_sections(adata, library_key)
     with_image = [name for name in names if name in spatial]
     if not with_image:
         raise ValueError(

@@ -7,7 +7,7 @@ import numpy as np
 from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse
 
-from stfuse import _keys, _record, _views
+from stfuse import _keys, _read, _record
 
 
 def rna_features(
@@ -83,8 +83,8 @@ def rna_features(
     (1627, 30)
     """
     _keys.slots(key_added)  # refuses a key that h5ad can't hold
-    table: Any = _views.container(data, table_key)
-    if _views.is_mudata(table):
+    table: Any = _read.container(data, table_key)
+    if _read.is_mudata(table):
         raise TypeError('rna_features takes AnnData or SpatialData: pass the modality, for example mdata["rna"].')
     scores = rna_pca(table, n_comps, n_top_genes, batch_key, layer)
     record = {"n_comps": scores.shape[1], "n_top_genes": n_top_genes, "batch_key": batch_key, "layer": layer}
@@ -109,7 +109,7 @@ def rna_pca(
         raise ValueError(
             f"Only {present.sum()} of {adata.n_obs} observations have counts: there is nothing to compare."
         )
-    batch = None if batch_key is None else _views.read_column(adata, batch_key)[present]
+    batch = None if batch_key is None else _read.read_column(adata, batch_key)[present]
     counts, total = counts[present], total[present]
     if counts.shape[1] > n_top_genes:
         counts = counts[:, _variable_genes(counts, n_top_genes, batch)]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from stfuse import _keys, _record, _views
+from stfuse import _keys, _read, _record
 from stfuse._log import logger
 from stfuse.tl import _cluster
 from stfuse.tl._graph import Graph, code_graph, spread
@@ -124,15 +124,15 @@ def domains(
     key = _keys.slots(name).domain if key_added is None else key_added
     if key == name:
         raise ValueError(f"key_added={key!r} is where the record of the code is kept: choose another name.")
-    box: Any = _views.container(data, table_key)
-    codes = _views.read_rep(data, use_rep, table_key)
-    has_code = _views.check_values(codes, f"obsm[{use_rep!r}]")
+    box: Any = _read.container(data, table_key)
+    codes = _read.read_rep(data, use_rep, table_key)
+    has_code = _read.check_values(codes, f"obsm[{use_rep!r}]")
     rows = np.flatnonzero(has_code)
     _check_size(rows.size, n_clusters, use_rep)
     section, _ = (
-        _views.read_sections(data, library_key, table_key) if refine else (np.zeros(box.n_obs, dtype=np.int64), [])
+        _read.read_sections(data, library_key, table_key) if refine else (np.zeros(box.n_obs, dtype=np.int64), [])
     )
-    spatial = _views.read_coordinates(data, spatial_key, table_key) if refine else None
+    spatial = _read.read_coordinates(data, spatial_key, table_key) if refine else None
 
     graph = None
     if method == "leiden" or neighbors or (neighbors is None and 2 < rows.size <= GRAPH_UP_TO):

@@ -11,7 +11,9 @@ from anndata import AnnData
 
 from stfuse import _keys, _record, _registry
 from stfuse._log import logger
-from stfuse._views import Container, Views, container, read_views
+from stfuse._read import Container, container
+from stfuse._views import Views, read_views
+from stfuse.pp._default_views import make_view
 
 
 def private_adata(views: Views, keys: dict[str, Any]) -> AnnData:
@@ -76,7 +78,7 @@ def run(
 
         resolve_device(train_params["device"])
     _check_free(container(data, table_key), slots, keys)
-    views = read_views(data, **keys, table_key=table_key)
+    views = read_views(data, **keys, table_key=table_key, recipe=make_view)
     adata = private_adata(views, keys)
     model_class: Any = row.model_class()
     model_class.setup_anndata(adata, **(keys | {"library_key": views.library_key}))

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from stfuse import _keys, _record, _views
+from stfuse import _keys, _read, _record
 from stfuse._progress import progress
 from stfuse.metrics import macro_f1, micro_f1, r2
 from stfuse.tl._folds import group_folds, random_folds, spatial_folds
@@ -141,9 +141,9 @@ def probe(
     if key == name:
         raise ValueError(f"key_added={key!r} is where the record of the code is kept: choose another name.")
 
-    box: Any = _views.container(data, table_key)
-    codes = _views.read_rep(data, use_rep, table_key)
-    has_code = _views.check_values(codes, f"obsm[{use_rep!r}]")
+    box: Any = _read.container(data, table_key)
+    codes = _read.read_rep(data, use_rep, table_key)
+    has_code = _read.check_values(codes, f"obsm[{use_rep!r}]")
     target = _read_labels(data, label_key, table_key) if label_key else _read_values(data, str(target_obsm), table_key)
     rows = np.flatnonzero(has_code & target.known)
     if rows.size == 0:
@@ -185,7 +185,7 @@ def _check_arguments(
 
 
 def _read_labels(data: Any, key: str, table_key: str | None) -> _Target:
-    column = _views.read_column(data, key, table_key)
+    column = _read.read_column(data, key, table_key)
     if pd.api.types.is_float_dtype(column.dtype):
         raise ValueError(
             f"obs[{key!r}] holds decimal numbers. For classes call .astype('category') on it, for regression put it into "
@@ -197,9 +197,9 @@ def _read_labels(data: Any, key: str, table_key: str | None) -> _Target:
 
 
 def _read_values(data: Any, key: str, table_key: str | None) -> _Target:
-    values = _views.read_rep(data, key, table_key).astype(np.float64)
-    known = _views.check_values(values, f"obsm[{key!r}]")
-    box: Any = _views.container(data, table_key)
+    values = _read.read_rep(data, key, table_key).astype(np.float64)
+    known = _read.check_values(values, f"obsm[{key!r}]")
+    box: Any = _read.container(data, table_key)
     table = box.obsm[key] if key in box.obsm else None
     return _Target(values, known, None, table.columns if isinstance(table, pd.DataFrame) else None)
 
@@ -217,7 +217,7 @@ def _folds(
     seed: int,
 ) -> np.ndarray:
     if groups is not None:
-        column = _views.read_column(data, groups, table_key).iloc[rows]
+        column = _read.read_column(data, groups, table_key).iloc[rows]
         if column.isna().any():
             raise ValueError(
                 f"obs[{groups!r}] (groups) has {int(column.isna().sum())} missing value(s): fill them first."
@@ -225,13 +225,13 @@ def _folds(
         return group_folds(pd.factorize(column)[0], n_splits)
     if splits == "random":
         return random_folds(target.values[rows] if target.classes is not None else None, rows.size, n_splits, seed)
-    spatial = _views.read_coordinates(data, spatial_key, table_key)
+    spatial = _read.read_coordinates(data, spatial_key, table_key)
     if spatial is None or not np.isfinite(spatial[rows]).all():
         state = "is not there" if spatial is None else "has missing coordinates"
         raise ValueError(
             f'splits="spatial" needs obsm[{spatial_key!r}], which {state}: use groups= or splits="random".'
         )
-    section, _ = _views.read_sections(data, library_key, table_key)
+    section, _ = _read.read_sections(data, library_key, table_key)
     return spatial_folds(spatial[rows], section[rows], n_splits, seed)
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from stfuse import _keys, _record
-from stfuse._views import container, is_mudata, read_coordinates, read_views
+from stfuse._read import container, is_mudata, read_coordinates
+from stfuse._views import read_views
 
 if TYPE_CHECKING:
     from stfuse.model._base import FusionModel
@@ -80,7 +81,7 @@ def translate(
     box = container(data, table_key)
     if is_mudata(box) or box is not data:
         keys = keys | {"paired_key": None}
-        adata = private_adata(read_views(data, **keys, table_key=table_key, make_missing=False, min_views=1), keys)
+        adata = private_adata(read_views(data, **keys, table_key=table_key, min_views=1), keys)
         if (xy := read_coordinates(data, table_key=table_key)) is not None:
             adata.obsm[_keys.SPATIAL] = xy
     else:
