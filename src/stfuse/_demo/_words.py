@@ -169,7 +169,7 @@ def fusion_words(record: Mapping[str, Any], settings: Settings) -> str:
         return words + "That is too little to be sure of, so the linear start is the result."
     words += f"That is more than chance explains, so the network was trained again on all pairs, for {kept} epochs."
     if settings.max_epochs is not None and kept >= settings.max_epochs - 1:
-        words += f" Training was cut at {settings.max_epochs} epochs to keep the demo short; with the default number it still gains a little."
+        words += f" Training was cut at {settings.max_epochs} epochs to keep the demo short; with the default number the network gains more."
     return words
 
 
