@@ -132,21 +132,42 @@ def run(out: Path, kinds: list[str], seeds: list[int], methods: list[str]) -> No
             print(done[(done.kind == kind) & (done.seed == seed)].to_string(), flush=True)
 
 
+def _cell(values: pd.Series) -> str:
+    """Mean over seeds and standard deviation."""
+    return f"{values.mean():.2f} ± {values.std():.2f}"
+
+
+def _print(header: list[str], rows: list[list[str]]) -> None:
+    print("\n| " + " | ".join(header) + " |")
+    print("|" + "-|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
 def report(path: Path) -> None:
-    """Print tables in Markdown: mean over seeds, spread (standard deviation) behind."""
+    """Print tables in Markdown: mean over seeds ± standard deviation."""
     table = pd.read_csv(path)
-    for column, title in (("recall", "Recall at 5 %"), ("probe", "Linear probe, macro F1"), ("ari", "Domains, ARI")):
-        print(f"\n### {title}\n")
-        part = table.dropna(subset=[column])
-        mean = part.pivot_table(
-            index=["kind", "method"], columns="level", values=column, aggfunc=["mean", "std"], sort=False
+    kinds, levels = list(dict.fromkeys(table.kind)), sorted(table.level.unique(), reverse=True)
+    known = dict(list(table.groupby(["kind", "method", "level"], sort=False)))
+    for column, title in (
+        ("recall", "Recall at 5 %, unseen spots"),
+        ("probe", "Linear probe, macro F1"),
+        ("ari", "Domains, ARI"),
+    ):
+        print(f"\n#### {title}")
+        _print(
+            ["tissue", "method", *(f"{100 * level:.0f} % pairs" for level in levels)],
+            [
+                [kind, method, *(_cell(known[kind, method, level][column]) for level in levels)]
+                for kind in kinds
+                for method in METHODS
+                if (kind, method, levels[0]) in known
+            ],
         )
-        levels = sorted(part.level.unique(), reverse=True)
-        print("| tissue | method | " + " | ".join(f"{100 * lv:.0f} %" for lv in levels) + " |")
-        print("|-|-|" + "-|" * len(levels))
-        for (kind, method), row in mean.iterrows():
-            cells = [f"{row[('mean', lv)]:.3f} ± {row[('std', lv)]:.3f}" for lv in levels]
-            print(f"| {kind} | {method} | " + " | ".join(cells) + " |")
+    plain = [m for m in dict.fromkeys(table.method) if m not in METHODS]
+    for column, title in (("probe", "Linear probe, macro F1"), ("ari", "Domains, ARI")):
+        print(f"\n#### {title}, without any pairs")
+        _print(["tissue", *plain], [[kind, *(_cell(known[kind, m, 1.0][column]) for m in plain)] for kind in kinds])
 
 
 def main() -> None:
