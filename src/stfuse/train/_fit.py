@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stfuse._progress import DELAY
 from stfuse.train._batches import StepBatches
-from stfuse.train._plans import FusionPlan
+from stfuse.train._plans import AdversarialPlan, FusionPlan
 
 
 def resolve_device(device: str) -> tuple[str, int | list[int]]:
@@ -64,7 +64,8 @@ class KeepBest(Callback):
         epoch = trainer.current_epoch + 1
         if scores.mean() < self.best.mean():
             self.best, self.best_epoch = scores, epoch
-            self.state = {k: v.detach().clone() for k, v in pl_module.module.state_dict().items()}
+            state = {k: v.detach().clone() for k, v in pl_module.module.state_dict().items()}
+            self.state = trainer.strategy.broadcast(state)
         elif epoch - self.best_epoch >= self.patience:
             trainer.should_stop = True
 
@@ -122,6 +123,17 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _check_strategy(trainer: lp.Trainer, strategy: Any) -> None:
+    """Refuse processes that end with the training: history and best epoch would end with them."""
+    launcher = trainer.strategy.launcher
+    forked = launcher is not None and launcher.is_interactive_compatible
+    if forked or (isinstance(strategy, str) and strategy.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook"))):
+        raise ValueError(
+            f"strategy={strategy!r} trains in processes of which no result comes back: use strategy='ddp' in a script, "
+            "or one device in a notebook."
+        )
+
+
 def fit(
     plan: FusionPlan,
     *,
@@ -155,9 +167,14 @@ def fit(
         "benchmark": False,
         "num_sanity_val_steps": 0,
     }
+    strategy = options.get("strategy", "auto")
+    if strategy == "ddp" and isinstance(plan, AdversarialPlan):
+        # critics and translators take turns: not every parameter is in every step
+        options["strategy"] = "ddp_find_unused_parameters_true"
     plan.batches = StepBatches(plan.tensors, batch_size, seed, pairs_only=pairs_only)
     with _quiet():
         trainer = lp.Trainer(max_epochs=max_epochs, callbacks=callbacks, **(defaults | options))
+        _check_strategy(trainer, strategy)
         handler = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(plan, train_dataloaders=plan.batches)

@@ -58,8 +58,14 @@ class FusionPlan(lp.LightningModule):
         row = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
         if self.tensors.held_out.numel():
             row["held_out_rank"] = float(self.held_out().mean())
-        self.epochs.append(row)
+        # all processes tell the story of the first one, so that they write the same record
+        self.epochs.append(self.trainer.strategy.broadcast(row))
         self._sums, self._counts = {}, {}
+
+    def on_train_end(self) -> None:
+        """Let several processes end with one module: moments of a BatchNorm follow each one's last batch."""
+        if self.trainer.world_size > 1:
+            self.module.load_state_dict(self.trainer.strategy.broadcast(self.module.state_dict()))
 
     @torch.no_grad()
     def held_out(self) -> Any:
