@@ -3,7 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from stfuse.module.cameo import CLIP, SLOPE, Critic, PublishedTranslator, Widths
+import stfuse
+from stfuse.module.anchor import AnchorData, fit_anchor
+from stfuse.module.cameo import CLIP, SLOPE, AnchoredTranslator, Critic, PublishedTranslator, Widths
 from stfuse.module.clip import TwoTowers
 
 
@@ -91,3 +93,57 @@ def test_two_towers_shapes_and_temperature():
     towers = TwoTowers(10, 6, n_latent=4, n_hidden=7)
     assert towers.encode("image", torch.randn(3, 10)).shape == towers.encode("rna", torch.randn(3, 6)).shape == (3, 4)
     assert towers.log_scale.exp().item() == pytest.approx(1 / 0.07)
+
+
+def _anchored(seed=0):
+    """A small anchored network whose residuals are not zero."""
+    adata = stfuse.datasets.synthetic_tissue(300, seed=seed)
+    x, y = adata.obsm["X_image"], adata.obsm["X_pca"]
+    has = np.ones(300, bool)
+    data = AnchorData(x, y, has, has, np.arange(200), np.zeros(300, int), None)
+    anchor, _ = fit_anchor(data, n_components=10)
+    torch.manual_seed(seed)
+    module = AnchoredTranslator(anchor, 16, 0.0).eval()
+    native = {"image": anchor.whiten("image", x), "rna": anchor.whiten("rna", y)}
+    return module, native
+
+
+@torch.no_grad()
+def test_network_starts_as_the_anchor():
+    module, native = _anchored()
+    for source, target in (("image", "rna"), ("rna", "image")):
+        expected = module.anchor.translate(source, native[source], None)
+        torch.testing.assert_close(module.components(source, native[source]), expected)
+        torch.testing.assert_close(
+            module.encode(source, native[source]), module.anchor.code(source, native[source], None)
+        )
+        assert module.split(target, module.translate(source, native[source]))[0].shape == expected.shape
+
+
+@torch.no_grad()
+def test_trust_is_the_least_squares_step_less_its_error():
+    module, native = _anchored()
+    for parameter in module.decoders.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    rows = torch.arange(200, 300)
+    linear, network = module._translations("image", native["image"][rows])
+    # the truth lies half-way for the first component, at the anchor for the second, beyond the network for the third
+    truth = native["rna"].clone()
+    truth[rows] = linear
+    truth[rows, 0] = 0.5 * (linear + network)[:, 0]
+    truth[rows, 2] = (linear + 3 * (network - linear))[:, 2]
+    truth[rows, 3] = (linear - (network - linear))[:, 3]
+    module.fit_trust({"image": native["image"], "rna": truth}, rows)
+    np.testing.assert_allclose(module.get_buffer("trust_rna")[:4], [0.5, 0, 1, 0], atol=1e-5)
+    # noise around the half-way point takes its standard error away
+    noise = torch.randn(100, generator=torch.Generator().manual_seed(1)) * 0.3
+    truth[rows, 0] += noise
+    step, miss = (network - linear)[:, 0].numpy(), (truth[rows] - linear)[:, 0].numpy()
+    slope = step @ miss / (step @ step)
+    error = np.sqrt(((miss - slope * step) ** 2).sum() / 99 / (step @ step))
+    module.fit_trust({"image": native["image"], "rna": truth}, rows)
+    np.testing.assert_allclose(module.get_buffer("trust_rna")[0], np.clip(slope - error, 0, 1), atol=1e-5)
+    mixed = module.components("image", native["image"][rows])
+    np.testing.assert_allclose(
+        mixed[:, 0], (linear + module.get_buffer("trust_rna")[0] * (network - linear))[:, 0], atol=1e-5
+    )

@@ -260,18 +260,25 @@ class CAMEO(FusionModel):
         check_pairs(views, 2, "CAMEO")
         seed, all_pairs = run["seed"], np.flatnonzero(views.paired)
         pairs, held_out = split_pairs(views, fraction, seed)
-        history, epochs = None, 0
+        history, epochs, trust = None, 0, {}
         if run["max_epochs"] and held_out.size and all_pairs.size >= MIN_PAIRS_TO_TRAIN:
             trial, tensors = self._anchored_module(views, pairs, run)
             tensors.held_out = torch.from_numpy(held_out)
             history, keep = fit(AdversarialPlan(trial, tensors, seed, settings), desc="CAMEO", **run)
             epochs = _verdict(keep, self.report_)
+            if epochs and keep is not None and keep.state is not None:
+                trial.load_state_dict(keep.state)
+                trial.fit_trust({name: tensors.of(name) for name in OTHER}, tensors.held_out)
+                trust = {name: trial.get_buffer(f"trust_{name}") for name in OTHER}
         else:
             logger.info("%d pairs are too few to judge a network: the linear start is the result", all_pairs.size)
         module, tensors = self._anchored_module(views, all_pairs, run)
         if epochs:
             again = run | {"max_epochs": epochs, "patience": None}
             fit(AdversarialPlan(module, tensors, seed, settings), desc="CAMEO, all pairs", **again)
+            for name, value in trust.items():
+                module.get_buffer(f"trust_{name}").copy_(value)
+                self.report_[f"trust_{name}"] = float(value.mean())
         self.report_["epochs_kept"] = epochs
         self._finish(module, history)
 
@@ -291,10 +298,8 @@ class CAMEO(FusionModel):
         native = _beside(module.anchor, where)
         codes = {name: _blocks(lambda t, name=name: module.encode(name, t), native[name]) for name in OTHER}
         translated = {
-            target: module.split(
-                target, _blocks(lambda c, target=target: module.decode(target, c), codes[OTHER[target]])
-            )[0]
-            for target in OTHER
+            target: _blocks(lambda t, source=source: module.components(source, t), native[source])
+            for source, target in OTHER.items()
         }
         return anchored_codes(module.anchor, views, where, codes, translated, self.params_["private_dim"])
 
@@ -305,9 +310,7 @@ class CAMEO(FusionModel):
         if isinstance(module, AnchoredTranslator):
             native = _beside(module.anchor, Coordinates(module.anchor, views))[source]
             scaler = module.anchor.view(target).scaler
-            out = _blocks(
-                lambda t: scaler.inverse(module.split(target, module.translate(source, t))[0] * scaler.sd), native
-            )
+            out = _blocks(lambda t: scaler.inverse(module.components(source, t) * scaler.sd), native)
             return masked(out, has)
         if not isinstance(module, PublishedTranslator):
             raise TypeError(type(module).__name__)

@@ -179,6 +179,7 @@ class AnchoredTranslator(Translator):
         for view, w in width.items():
             # context columns follow from the code by regression, as the components do
             self.register_buffer(f"near_loading_{view}", torch.zeros(self.n_code, w - p[view]))
+            self.register_buffer(f"trust_{view}", torch.ones(p[view]))
 
     def native(self, view: str, x: Tensor) -> Tensor:
         """Rows are kept ready-made."""
@@ -215,3 +216,30 @@ class AnchoredTranslator(Translator):
         """Regress the context columns of a view on its own variates, so that codes decode to them as well."""
         variates = self.linear_code(view, t) / self.anchor.weights
         self.get_buffer(f"near_loading_{view}").copy_(variates.T @ self.split(view, t)[1] / t.shape[0])
+
+    def _translations(self, source: str, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Components of the other view by the anchor, and by the network."""
+        target = OTHER[source]
+        return self.anchor.expected(self.linear_code(source, t), target), self.split(target, self.translate(source, t))[
+            0
+        ]
+
+    def components(self, source: str, t: Tensor) -> Tensor:
+        """Expected whitened components of the other view: the anchor's, moved towards the network's as far as it is trusted."""
+        linear, network = self._translations(source, t)
+        return linear + self.get_buffer(f"trust_{OTHER[source]}") * (network - linear)
+
+    @torch.no_grad()
+    def fit_trust(self, native: dict[str, Tensor], rows: Tensor) -> None:
+        """For each component, let pairs not used in training say how far from the anchor towards the network the truth lies.
+
+        An adversary asks for translations that look real, which are farther from the truth than their mean; retrieval, by which
+        the epoch is chosen, does not see it. The step is the least-squares one less its standard error, within 0 and 1.
+        """
+        for source, target in OTHER.items():
+            linear, network = self._translations(source, native[source][rows])
+            step, miss = network - linear, self.split(target, native[target][rows])[0] - linear
+            power = step.square().sum(0).clamp_min(1e-12)
+            slope = (step * miss).sum(0) / power
+            error = ((miss - slope * step).square().sum(0) / power / max(1, rows.numel() - 1)).sqrt()
+            self.get_buffer(f"trust_{target}").copy_((slope - error).clamp(0, 1))
