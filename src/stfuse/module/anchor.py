@@ -207,7 +207,7 @@ def fit_anchor(
     report |= verdict
     fit = pcca.fit_design(problem, design)
     # what two spots share through their neighbours is no dimension of the spot itself: it would use up the private ones
-    alone = pcca.fit_design(problem, replace(design, context=0)) if design.context else fit
+    alone = pcca.fit_design(problem, replace(design, context=0), rounds=10, limit=800) if design.context else fit
     anchor = _assemble(data, problem, design, fit, alone, scalers, maps, flat)
     return anchor, report | {"rank": design.rank, "context": design.context, "matching": float(design.matching)}
 

@@ -20,6 +20,8 @@ from stfuse._progress import DELAY
 from stfuse.train._batches import StepBatches
 from stfuse.train._plans import AdversarialPlan, FusionPlan
 
+SMALL = 250_000  # parameters
+
 
 def resolve_device(device: str) -> tuple[str, int | list[int]]:
     """Turn ``device`` ("auto", "cpu", "cuda", "cuda:1", "mps") into Lightning's accelerator and devices."""
@@ -134,6 +136,18 @@ def _check_strategy(trainer: lp.Trainer, strategy: Any) -> None:
         )
 
 
+@contextmanager
+def _threads(plan: FusionPlan) -> Iterator[None]:
+    """One thread for a small network: waiting threads spin, which beside other work makes a step many times slower."""
+    before = torch.get_num_threads()
+    if sum(p.numel() for p in plan.module.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def fit(
     plan: FusionPlan,
     *,
@@ -172,7 +186,7 @@ def fit(
         # critics and translators take turns: not every parameter is in every step
         options["strategy"] = "ddp_find_unused_parameters_true"
     plan.batches = StepBatches(plan.tensors, batch_size, seed, pairs_only=pairs_only)
-    with _quiet():
+    with _quiet(), _threads(plan):
         trainer = lp.Trainer(max_epochs=max_epochs, callbacks=callbacks, **(defaults | options))
         _check_strategy(trainer, strategy)
         handler = signal.getsignal(signal.SIGINT)
