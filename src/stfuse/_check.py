@@ -37,15 +37,16 @@ def check_number(
         return
     bounds = [
         f"{word} {bound:g}"
-        for word, bound in (("at least", least), ("above", above), ("at most", most))
+        for word, bound in (("of at least", least), ("above", above), ("at most", most))
         if bound is not None
     ]
     wanted = f"a {'whole ' if whole else ''}number {' and '.join(bounds)}".rstrip() + (" or None" if optional else "")
     message = f"{name} must be {wanted}, got {value!r}."
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral if whole else Real):
         raise TypeError(message)
-    inside = (least is None or value >= least) and (above is None or value > above) and (most is None or value <= most)
-    if not (np.isfinite(float(value)) and inside):
+    number = float(value)
+    inside = (least is None or number >= least) and (above is None or number > above)
+    if not (np.isfinite(number) and inside and (most is None or number <= most)):
         raise ValueError(message)
 
 
