@@ -327,6 +327,29 @@ def test_columns_of_modalities_are_merged():
         read_sections(mdata, "score")
 
 
+def test_columns_by_the_name_that_mudata_gives_them():
+    mdata = two_modalities(range(20), range(10, 30))
+    mdata["rna"].obs["kind"] = "r"
+    kind = read_column(mdata, "rna:kind")
+    assert kind.index.equals(mdata.obs_names) and kind.isna().sum() == 10 and set(kind.dropna()) == {"r"}
+    with pytest.raises(KeyError, match="No obs column 'image:kind'"):
+        read_column(mdata, "image:kind")
+
+
+def test_modalities_may_not_contradict_each_other():
+    mdata = two_modalities(range(20), range(10, 30))
+    mdata["rna"].obs["section"] = "c"
+    with pytest.raises(ValueError, match="'section' differs.*in 10 observation.*'image:section', 'rna:section'"):
+        read_column(mdata, "section")
+    assert read_column(mdata, "rna:section").dropna().unique().tolist() == ["c"]
+    # a column that nobody asked for does no harm
+    mdata["image"].uns["spatial"] = libraries("a", "b")
+    for modality in mdata.mod.values():
+        rows = mdata.obs_names.get_indexer(modality.obs_names)
+        modality.obs["library"] = np.where(rows < 15, "a", "b")
+    assert find_library_key(mdata) == "library"
+
+
 def libraries(*names):
     return {name: {"images": {}} for name in names}
 

@@ -11,13 +11,17 @@ import pandas as pd
 from anndata import AnnData
 
 from stfuse import _keys
-from stfuse._log import logger
+from stfuse._check import did_you_mean
+from stfuse._log import logger, warn
 
 if TYPE_CHECKING:
     from mudata import MuData
     from typing_extensions import TypeIs
 
 type Container = AnnData | MuData
+
+# Of the observations of one section, so many may lie exactly where another lies before it looks like several sections.
+STACKED = 0.01
 
 
 def is_mudata(data: Any) -> TypeIs[MuData]:
@@ -122,7 +126,7 @@ def read_rep(data: Any, use_rep: str, table_key: str | None = None) -> np.ndarra
         if holders:
             raise KeyError(f"obsm[{use_rep!r}] is in several modalities ({listing(holders)}): copy the one you want.")
     raise KeyError(
-        f"No obsm[{use_rep!r}]. There is {listing(box.obsm.keys())}. "
+        f"No obsm[{use_rep!r}].{did_you_mean(use_rep, box.obsm.keys())} There is {listing(box.obsm.keys())}. "
         f"Codes are written by stfuse.tl (for example stfuse.tl.cameo writes 'X_cameo')."
     )
 
@@ -136,29 +140,53 @@ def spread(mdata: MuData, modality: str, values: np.ndarray) -> np.ndarray:
 
 
 def find_column(data: Any, key: str, table_key: str | None = None) -> pd.Series | None:
-    """Read an ``obs`` column in observation order, None where there is none."""
+    """Read an ``obs`` column in observation order, None where there is none.
+
+    In a MuData ``"rna:domain"`` is the column ``domain`` of the modality ``rna``; ``domain`` alone may be in several
+    modalities that say the same.
+    """
     box = container(data, table_key)
     if key in box.obs:
         return box.obs[key]
+    if not is_mudata(box):
+        return None
+    name, _, bare = str(key).partition(":")
+    if name in box.mod and bare in box.mod[name].obs:
+        return box.mod[name].obs[bare].reindex(box.obs_names)
+    parts = {name: m.obs[key].astype(object).reindex(box.obs_names) for name, m in box.mod.items() if key in m.obs}
+    return _merged(parts, key).infer_objects() if parts else None
+
+
+def _merged(parts: Mapping[str, pd.Series], key: str) -> pd.Series:
+    """Fill the gaps of one modality's column from the others', which must not contradict it."""
+    names = list(parts)
+    merged = parts[names[0]]
+    for name in names[1:]:
+        part = parts[name]
+        differ = merged.notna() & part.notna() & (merged != part) & (merged.astype(str) != part.astype(str))
+        if differ.any():
+            raise ValueError(
+                f"The obs column {key!r} differs between modalities in {int(differ.sum())} observation(s) (for example "
+                f"{differ.index[differ][0]!r}): name the one you mean, {listing(f'{n}:{key}' for n in names)}."
+            )
+        merged = merged.where(merged.notna(), part)
+    return merged
+
+
+def columns_of(box: Container) -> list[str]:
+    """Names under which `find_column` finds something."""
+    columns = [str(c) for c in box.obs.columns]
     if is_mudata(box):
-        parts = [m.obs[key] for m in box.mod.values() if key in m.obs]
-        if parts:
-            merged = parts[0].astype(object).reindex(box.obs_names)
-            for part in parts[1:]:
-                merged = merged.where(merged.notna(), part.astype(object).reindex(box.obs_names))
-            return merged.infer_objects()
-    return None
+        columns += [f"{name}:{c}" for name, m in box.mod.items() for c in m.obs.columns]
+    return list(dict.fromkeys(columns))
 
 
 def read_column(data: Any, key: str, table_key: str | None = None) -> pd.Series:
     """Read an ``obs`` column in observation order."""
     column = find_column(data, key, table_key)
     if column is None:
-        box = container(data, table_key)
-        there = list(box.obs.columns)
-        if is_mudata(box):
-            there += [f"{name}:{c}" for name, m in box.mod.items() for c in m.obs.columns]
-        raise KeyError(f"No obs column {key!r}. There is {listing(there)}.")
+        there = columns_of(container(data, table_key))
+        raise KeyError(f"No obs column {key!r}.{did_you_mean(key, there)} There is {listing(there)}.")
     return column
 
 
@@ -181,6 +209,16 @@ def read_coordinates(data: Any, spatial_key: str = _keys.SPATIAL, table_key: str
     return found[:, :2]
 
 
+def no_coordinates(data: Any, spatial_key: str, table_key: str | None = None) -> str:
+    """Say that there are no coordinates under a key, and what there is instead."""
+    box = container(data, table_key)
+    there = list(box.obsm)
+    if is_mudata(box):
+        there += [key for modality in box.mod.values() for key in modality.obsm]
+    there = list(dict.fromkeys(there))
+    return f"No obsm[{spatial_key!r}] with coordinates.{did_you_mean(spatial_key, there)} There is {listing(there)}."
+
+
 def _libraries(box: Container) -> list[str]:
     found = [box.uns.get("spatial")]
     if is_mudata(box):
@@ -188,7 +226,16 @@ def _libraries(box: Container) -> list[str]:
     return list(dict.fromkeys(name for spatial in found if isinstance(spatial, Mapping) for name in spatial))
 
 
-def _is_library_column(column: pd.Series, libraries: set[str]) -> bool:
+def _consistent_column(box: Container, key: str) -> pd.Series | None:
+    try:
+        return find_column(box, key)
+    except ValueError:  # modalities contradict each other: no column that one would guess
+        return None
+
+
+def _is_library_column(column: pd.Series | None, libraries: set[str]) -> bool:
+    if column is None:
+        return False
     text = isinstance(column.dtype, pd.CategoricalDtype | pd.StringDtype) or column.dtype == object
     return text and set(column.astype(object).astype(str)) <= libraries
 
@@ -203,7 +250,7 @@ def find_library_key(data: Any, table_key: str | None = None) -> str | None:
     columns = list(box.obs.columns)
     if is_mudata(box):
         columns = list(dict.fromkeys([*columns, *(c for m in box.mod.values() for c in m.obs.columns)]))
-    fits = [c for c in columns if _is_library_column(read_column(box, c), names)]
+    fits = [c for c in columns if _is_library_column(_consistent_column(box, c), names)]
     if len(fits) == 1:
         logger.info("library_key=%r is used: its values are the %d sections of uns['spatial']", fits[0], len(names))
         return fits[0]
@@ -228,3 +275,17 @@ def read_sections(data: Any, library_key: str | None, table_key: str | None = No
     if library_key is None:
         return np.zeros(box.n_obs, dtype=np.int64), [(_libraries(box) or ["section"])[0]]
     return read_codes(read_column(data, library_key, table_key), library_key, "library_key")
+
+
+def warn_if_stacked(coordinates: np.ndarray, n_sections: int, library_key: str | None) -> None:
+    """Warn where what counts as one section looks like several that share an origin: places that occur again."""
+    if library_key is not None or n_sections > 1:
+        return
+    placed = coordinates[np.isfinite(coordinates).all(1)]
+    _, counts = np.unique(placed[:, 0] + 1j * placed[:, 1], return_counts=True)
+    stacked = int(counts[counts > 1].sum())
+    if stacked > STACKED * len(placed):
+        warn(
+            f"{stacked} of {len(placed)} observations lie exactly where another one lies, though all count as one "
+            "section: if there are several, say with library_key= which obs column tells them apart."
+        )

@@ -1,4 +1,3 @@
-import logging
 import warnings
 
 import anndata as ad
@@ -191,12 +190,55 @@ def test_tiny_sections():
     assert choose_n_neighbors(labels, table) == RINGS[0]
 
 
-def test_without_coordinates_a_line_is_logged(tissue, caplog):
-    del tissue.obsm["spatial"]
-    with caplog.at_level(logging.INFO, logger="stfuse"):
-        stfuse.tl.domains(tissue, use_rep="X_pca", n_clusters=3)
-    assert "not refined" in caplog.text
+@pytest.mark.parametrize("kind", ["none", "nan"])
+def test_without_coordinates_a_warning_tells(tissue, kind):
+    tissue.obsm["spatial"][:] = np.nan
+    if kind == "none":
+        del tissue.obsm["spatial"]
+    with pytest.warns(UserWarning, match="not refined in space") as caught:
+        stfuse.tl.domains(tissue, use_rep="X_pca", n_clusters=3, library_key="section", neighbors=False)
+    assert caught[0].filename == __file__
     assert tissue.obs["pca_domain"].notna().all()
+    assert tissue.uns["pca_domain"]["params"]["refine"] is False
+
+
+def test_sections_that_share_an_origin_are_noticed(tissue):
+    call = {"use_rep": "X_pca", "n_clusters": 3, "neighbors": False}
+    with pytest.warns(UserWarning, match="500 of 500 observations lie exactly.*library_key="):
+        stfuse.tl.domains(tissue, **call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stfuse.tl.domains(tissue, refine=False, **call)
+        stfuse.tl.domains(tissue, library_key="section", **call)
+        tissue.uns["spatial"] = {name: {} for name in tissue.obs["section"].unique()}
+        stfuse.tl.domains(tissue, **call)
+
+
+def test_domains_that_the_refinement_removes_are_warned_of():
+    spatial = lattice(12)
+    adata = ad.AnnData(np.zeros((144, 1)), obsm={"spatial": spatial})
+    adata.obsm["X_c"] = np.column_stack([spatial[:, 0] >= 6, np.zeros(144)]).astype(float)
+    adata.obsm["X_c"][70] = 9
+    call = {"use_rep": "X_c", "n_clusters": 3, "neighbors": False}
+    with pytest.warns(UserWarning, match="2 domains are left of n_clusters=3.*refine=False"):
+        stfuse.tl.domains(adata, **call)
+    assert adata.obs["c_domain"].nunique() == 2
+
+
+def test_only_results_of_its_own_are_replaced(tissue, assert_same):
+    tissue.uns["hvg"] = {"flavor": "seurat"}
+    tissue.obs["old_domain"] = "a"
+    before = tissue.copy()
+    call = {"use_rep": "X_pca", "n_clusters": 3, "neighbors": False, "library_key": "section"}
+    for key in ("section", "domain", "hvg", "old_domain"):
+        with pytest.raises(ValueError, match=f"key_added='{key}' would overwrite"):
+            stfuse.tl.domains(tissue, key_added=key, **call)
+    assert_same(tissue, before)
+    for n in (3, 4):
+        stfuse.tl.domains(tissue, key_added="mine", **call | {"n_clusters": n})
+    assert tissue.obs["mine"].nunique() == 4
+    tissue.obsm["X_old"] = tissue.obsm["X_pca"]
+    stfuse.tl.domains(tissue, **call | {"use_rep": "X_old"})  # its usual name, after a concat without uns
 
 
 def test_observations_without_position_keep_their_label(tissue):
@@ -279,10 +321,21 @@ def test_result_goes_into_squidpy_and_scanpy(tissue):
         ({}, ValueError, "neither"),
         ({"n_clusters": 3, "resolution": 1.0}, ValueError, "both"),
         ({"resolution": 1.0}, ValueError, "needs n_clusters"),
-        ({"resolution": -1.0, "method": "leiden"}, ValueError, "positive"),
+        ({"resolution": -1.0, "method": "leiden"}, ValueError, "above 0"),
+        ({"resolution": "1", "method": "leiden"}, TypeError, "resolution must be a number.*'1'"),
         ({"n_clusters": 3, "method": "louvain"}, ValueError, "kmeans, leiden, gmm"),
         ({"n_clusters": 0}, ValueError, "n_clusters"),
-        ({"n_clusters": 2.5}, ValueError, "n_clusters"),
+        ({"n_clusters": 2.5}, TypeError, "n_clusters"),
+        ({"n_clusters": 3.0}, TypeError, "whole number of at least 1 or None, got 3.0"),
+        ({"n_clusters": 3, "n_neighbors": "15"}, TypeError, "n_neighbors must be a whole number.*'15'"),
+        ({"n_clusters": 3, "refine": "no"}, TypeError, "refine must be True or False, got 'no'"),
+        ({"n_clusters": 3, "neighbors": 1}, TypeError, "neighbors must be True, False or None"),
+        ({"n_clusters": 3, "seed": "a"}, TypeError, "seed"),
+        ({"n_clusters": 3, "key_added": 5}, TypeError, "key_added must be a string, got 5"),
+        ({"n_clusters": 3, "use_rep": None}, TypeError, "use_rep must be a string"),
+        ({"n_clusters": 3, "spatial_key": "spatail"}, KeyError, "Did you mean 'spatial'"),
+        ({"n_clusters": 3, "use_rep": "X_pcaa"}, KeyError, "Did you mean 'X_pca'"),
+        ({"n_clusters": 3, "library_key": "sections"}, KeyError, "Did you mean 'section'"),
         ({"n_clusters": 501}, ValueError, "500"),
         ({"n_clusters": 3, "n_neighbors_refine": 0}, ValueError, "n_neighbors_refine"),
         ({"n_clusters": 3, "use_rep": "X_nothing"}, KeyError, "X_pca"),

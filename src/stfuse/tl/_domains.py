@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from stfuse import _keys, _read, _record
-from stfuse._log import logger
+from stfuse._check import check_flag, check_number, check_seed, check_target, check_text
+from stfuse._log import logger, warn
 from stfuse.tl import _cluster
 from stfuse.tl._graph import Graph, code_graph, spread
 from stfuse.tl._refine import refine_labels
@@ -16,6 +17,14 @@ from stfuse.tl._refine import refine_labels
 METHODS = ("kmeans", "leiden", "gmm")
 # Beyond this many observations a graph takes longer than the clustering it is not needed for.
 GRAPH_UP_TO = 20_000
+
+
+class _Space(NamedTuple):
+    """Where the observations with a code lie: which of them are ``placed``, and of these place and section."""
+
+    placed: np.ndarray
+    xy: np.ndarray
+    section: np.ndarray
 
 
 def domains(
@@ -59,7 +68,7 @@ def domains(
         `n_clusters` the resolution is found by bisection.
     refine
         Vote over neighbours in space. An observation's own label counts as two votes and wins ties. Without
-        coordinates the step is left out, and a log line says so.
+        coordinates the step is left out, with a warning, and the record says `refine=False`.
     n_neighbors_refine
         Number of neighbours that vote. None lets the labels say: rings of 4, 6, 8, 12 and 18 neighbours are added as
         long as their labels agree with the observation's (corrected for chance) at least 0.8 times as well as those of
@@ -70,9 +79,11 @@ def domains(
     n_neighbors
         Number of neighbours in that graph.
     library_key
-        Column of `obs` with the section. Observations of different sections are never neighbours in space.
+        Column of `obs` with the section. Observations of different sections are never neighbours in space. None: the
+        column whose values are the sections of `uns["spatial"]`, where it has several; else all are one section.
     key_added
-        Column of `obs` to write. None: `use_rep` without a leading `X_`, and `_domain`.
+        Column of `obs` to write. None: `use_rep` without a leading `X_`, and `_domain`. An earlier result under this
+        name is replaced, any other column refused.
     table_key
         Which table of a SpatialData.
     spatial_key
@@ -96,19 +107,32 @@ def domains(
     Raises
     ------
     KeyError
-        If the code or the column of sections is not there.
+        If the code, the column of sections or coordinates under a `spatial_key` of your own are not there.
     ValueError
         If not exactly one of `n_clusters` and `resolution` is given, if there are more clusters than distinct codes,
-        or if the code has NaN inside a row or infinities.
+        if the code has NaN inside a row or infinities, if `key_added` is the name of something else, or if a number is
+        out of range.
+    TypeError
+        If an argument is of the wrong type.
+
+    Warns
+    -----
+    UserWarning
+        If what counts as one section has observations in the same place (a forgotten `library_key`), if there are no
+        coordinates to refine with, or if fewer than `n_clusters` domains are left.
 
     Notes
     -----
-    The refinement can remove a small domain altogether; there are then fewer than `n_clusters`, and a log line says so.
+    The refinement can remove a small domain altogether; there are then fewer than `n_clusters`, and a warning says so.
+
+    `"unassigned"` is a category like any other for what comes after: :func:`scanpy.tl.rank_genes_groups` compares it
+    too unless `groups=` names the others.
 
     :func:`scanpy.tl.umap` reads the code again and refuses NaN: where some observations have no code, leave them out
     first, `adata[adata.obs["cameo_domain"] != "unassigned"].copy()`.
 
-    100,000 observations x 100 dimensions take about 25 s with K-means and refinement on two cores.
+    100,000 observations x 100 dimensions take about 25 s with K-means and refinement on two cores. The first graph of
+    a Python process takes up to 10 s more, in which scanpy compiles its code; `neighbors=False` leaves it out.
 
     Examples
     --------
@@ -119,20 +143,21 @@ def domains(
     ['0', '1', '2', '3']
     """
     params = _record.params_of(locals(), "table_key")
+    for argument, flag in (("refine", refine), ("copy", copy)):
+        check_flag(argument, flag)
+    check_flag("neighbors", neighbors, optional=True)
+    for argument, text in (("use_rep", use_rep), ("spatial_key", spatial_key)):
+        check_text(argument, text)
+    check_seed(seed)
     _check_arguments(method, n_clusters, resolution, n_neighbors, n_neighbors_refine)
-    name = use_rep.removeprefix("X_")
-    key = _keys.slots(name).domain if key_added is None else key_added
-    if key == name:
-        raise ValueError(f"key_added={key!r} is where the record of the code is kept: choose another name.")
     box: Any = _read.container(data, table_key)
+    name = use_rep.removeprefix("X_")
+    key = _target(box, name, library_key, key_added)
     codes = _read.read_rep(data, use_rep, table_key)
     has_code = _read.check_values(codes, f"obsm[{use_rep!r}]")
     rows = np.flatnonzero(has_code)
     _check_size(rows.size, n_clusters, use_rep)
-    section, _ = (
-        _read.read_sections(data, library_key, table_key) if refine else (np.zeros(box.n_obs, dtype=np.int64), [])
-    )
-    spatial = _read.read_coordinates(data, spatial_key, table_key) if refine else None
+    space = _read_space(data, rows, library_key, spatial_key, table_key) if refine else None
 
     graph = None
     if method == "leiden" or neighbors or (neighbors is None and 2 < rows.size <= GRAPH_UP_TO):
@@ -141,19 +166,29 @@ def domains(
         graph = code_graph(codes[rows], n_neighbors=n_neighbors, seed=seed, use_rep=use_rep)
     labels = _labels(codes[rows], graph, method, n_clusters, resolution, seed)
     voters = 0
-    if refine:
-        labels, voters = _refine(labels, rows, spatial, section, n_neighbors_refine, spatial_key)
+    if space is not None:
+        labels, voters = _refine(labels, space, n_clusters, n_neighbors_refine)
     column = _as_categories(labels, rows, box.n_obs)
-    if n_clusters is not None and len(np.unique(labels)) < n_clusters:
-        logger.info("%d domains are left of n_clusters=%d", len(np.unique(labels)), n_clusters)
 
-    record = {"params": params, "n_neighbors_refine": voters, "n_obs": {"total": box.n_obs, "coded": rows.size}}
+    record = {
+        "params": {**params, "refine": space is not None},
+        "n_neighbors_refine": voters,
+        "n_obs": {"total": box.n_obs, "coded": rows.size},
+    }
     obsp, uns = _graph_slots(graph, rows, box.n_obs, _keys.slots(name).neighbors) if graph is not None else ({}, {})
     if neighbors is False:
         obsp, uns = {}, {}
     target = _record.copy_of(data, table_key) if copy else data
     _record.write(target, obs={key: column}, obsp=obsp, uns={key: record, **uns}, table_key=table_key)
     return target if copy else None
+
+
+def _target(box: Any, name: str, library_key: str | None, key_added: str | None) -> str:
+    default = _keys.slots(name).domain
+    key = default if key_added is None else key_added
+    inputs = {"the record of the code": name, "library_key": library_key}
+    check_target(box, "key_added", key, slots=("obs", "uns"), mark="n_neighbors_refine", inputs=inputs, default=default)
+    return key
 
 
 def _check_arguments(
@@ -169,12 +204,10 @@ def _check_arguments(
         )
     if resolution is not None and method != "leiden":
         raise ValueError(f'method={method!r} needs n_clusters; resolution belongs to method="leiden".')
-    if resolution is not None and not resolution > 0:
-        raise ValueError(f"resolution must be positive, got {resolution!r}.")
-    for name, value in (("n_clusters", n_clusters), ("n_neighbors", n_neighbors), ("n_neighbors_refine", n_refine)):
-        least = 2 if name == "n_neighbors" else 1
-        if value is not None and (isinstance(value, bool) or int(value) != value or value < least):
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    check_number("resolution", resolution, above=0, optional=True)
+    check_number("n_clusters", n_clusters, least=1, whole=True, optional=True)
+    check_number("n_neighbors", n_neighbors, least=2, whole=True)
+    check_number("n_neighbors_refine", n_refine, least=1, whole=True, optional=True)
 
 
 def _check_size(n: int, n_clusters: int | None, use_rep: str) -> None:
@@ -201,30 +234,47 @@ def _labels(
         raise ValueError(
             f"n_clusters={k} is more than the {len(np.unique(labels))} distinct code(s): many observations share one."
         )
+    if method == "gmm" and len(np.unique(labels)) < k:
+        warn(
+            f"{len(np.unique(labels))} domains are left of n_clusters={k}: the other components of the mixture have no "
+            'observations. method="kmeans" gives exactly as many as asked for.'
+        )
     return labels.astype(np.int64)
 
 
-def _refine(
-    labels: np.ndarray,
-    rows: np.ndarray,
-    spatial: np.ndarray | None,
-    section: np.ndarray,
-    n_neighbors: int | None,
-    spatial_key: str,
-) -> tuple[np.ndarray, int]:
+def _read_space(
+    data: Any, rows: np.ndarray, library_key: str | None, spatial_key: str, table_key: str | None
+) -> _Space | None:
+    """Read where the observations in ``rows`` lie, None (and a warning) where nothing is known of it."""
+    section, names = _read.read_sections(data, library_key, table_key)
+    spatial = _read.read_coordinates(data, spatial_key, table_key)
+    if spatial is None and spatial_key != _keys.SPATIAL:
+        raise KeyError(_read.no_coordinates(data, spatial_key, table_key) + " refine=False needs none.")
     placed = np.isfinite(spatial[rows]).all(1) if spatial is not None else np.zeros(rows.size, dtype=bool)
     if spatial is None or not placed.any():
-        logger.info(
-            "no coordinates in obsm[%r]: domains are not refined in space (refine=False silences this)", spatial_key
-        )
-        return labels, 0
+        state = "there are no coordinates" if spatial is None else "no coordinates are finite"
+        warn(f"Domains are not refined in space: {state} in obsm[{spatial_key!r}] (refine=False silences this).")
+        return None
     where = rows[placed]
+    _read.warn_if_stacked(spatial[where], len(names), library_key)
+    return _Space(placed, spatial[where], section[where])
+
+
+def _refine(
+    labels: np.ndarray, space: _Space, n_clusters: int | None, n_neighbors: int | None
+) -> tuple[np.ndarray, int]:
     refined = labels.copy()
     # empty components of a mixture leave holes in the numbering
-    names, codes = np.unique(labels[placed], return_inverse=True)
-    voted, voters = refine_labels(codes, spatial[where], section[where], n_neighbors)
-    refined[placed] = names[voted]
+    names, codes = np.unique(labels[space.placed], return_inverse=True)
+    voted, voters = refine_labels(codes, space.xy, space.section, n_neighbors)
+    refined[space.placed] = names[voted]
     logger.info("domains refined by %d neighbours: %d labels changed", voters, int((refined != labels).sum()))
+    before, after = len(np.unique(labels)), len(np.unique(refined))
+    if after < before and n_clusters is not None:
+        warn(
+            f"{after} domains are left of n_clusters={n_clusters}: the refinement in space gave all observations of "
+            f"{before - after} to their surroundings. refine=False or a smaller n_neighbors_refine keeps them."
+        )
     return refined, voters
 
 
