@@ -242,9 +242,9 @@ def test_interrupt_and_a_second_training():
     [
         ({"faithful": True, "private_dim": 2}, "published CAMEO has no private codes"),
         ({"private_dim": -1}, "private_dim must be"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
-        ({"n_hidden": 0}, "n_hidden must be at least 1"),
-        ({"n_components": 0}, "n_components must be at least 1"),
+        ({"dropout": 1.0}, "dropout must be below 1"),
+        ({"n_hidden": 0}, "n_hidden must be a whole number of at least 1"),
+        ({"n_components": 0}, "n_components must be a whole number of at least 1"),
     ],
 )
 def test_bad_parameters(params, words):
@@ -260,9 +260,9 @@ def test_bad_parameters(params, words):
         (True, {"max_epochs": 0}, "which the published network .* lacks"),
         (True, {"lambda_contrastive": 1.0}, "lambda_contrastive belongs to the anchored network"),
         (False, {"critic": "lsgan"}, "critic must be one of 'wgan', 'wgan-gp', 'gan', got 'lsgan'"),
-        (False, {"lr": 0.0}, "lr must be a positive number"),
-        (True, {"lr_critic": float("nan")}, "lr_critic must be a positive number"),
-        (False, {"weight_decay": -0.1}, "weight_decay must not be negative"),
+        (False, {"lr": 0.0}, "lr must be a number above 0"),
+        (True, {"lr_critic": float("nan")}, "lr_critic must be a number above 0"),
+        (False, {"weight_decay": -0.1}, "weight_decay must be a number of at least 0"),
         (
             False,
             {f"lambda_{name}": 0.0 for name in ("cycle", "adversarial", "align", "contrastive", "translation")},

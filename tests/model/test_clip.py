@@ -102,7 +102,7 @@ def test_an_interrupt_leaves_the_model_untrained(two_views):
 def test_bad_parameters(two_views, params):
     adata = two_views(50)
     CLIP.setup_anndata(adata)
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1"):
         CLIP(adata, **params)
 
 

@@ -56,5 +56,5 @@ def test_only_a_fused_code(two_views):
     model = fit(two_views(50))
     with pytest.raises(ValueError, match="Concat has no code named 'image'"):
         model.get_latent_representation(view="image")
-    with pytest.raises(ValueError, match="n_components must be at least 1"):
+    with pytest.raises(ValueError, match="n_components must be a whole number of at least 1"):
         Concat(model.adata, n_components=0)

@@ -176,8 +176,8 @@ def test_context_needs_coordinates():
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"n_components": 0}, "n_components must be at least 1"),
-        ({"rank": 0}, "rank must be None or at least 1"),
+        ({"n_components": 0}, "n_components must be a whole number of at least 1"),
+        ({"rank": 0}, "rank must be a whole number of at least 1"),
         ({"private_dim": -1}, "private_dim must be"),
         ({"private_dim": 1.5}, "private_dim must be"),
     ],
@@ -199,3 +199,37 @@ def test_no_code_of_that_name(two_views):
         model.translate(source="rna", target="rna")
     with pytest.raises(ValueError, match="target must be one of 'image', 'rna'"):
         model.translate(target="protein")
+
+
+def test_translations_come_back_in_the_units_of_their_batch():
+    adata = stfuse.datasets.synthetic_tissue(300, n_sections=2, seed=3)
+    first = (adata.obs["section"] == adata.obs["section"].cat.categories[0]).to_numpy()
+    adata.obsm["X_pca"][first] += 50
+    stfuse.model.PCCA.setup_anndata(adata, batch_key="section", library_key="section")
+    model = stfuse.model.PCCA(adata)
+    model.train()
+    predicted = model.translate(source="image", target="rna")
+    for part in (first, ~first):
+        np.testing.assert_allclose(predicted[part].mean(0), adata.obsm["X_pca"][part].mean(0), atol=0.5)
+    new = adata.copy()
+    new.obs["section"] = "another"
+    expected = adata.obsm["X_pca"].mean(0)
+    np.testing.assert_allclose(model.translate(new, source="image", target="rna").mean(0), expected, atol=1.0)
+    del new.obs["section"]
+    with pytest.raises(KeyError, match="trained with batch_key='section'"):
+        model.codes(new)
+
+
+def test_few_pairs_are_told():
+    adata = stfuse.datasets.synthetic_tissue(200, seed=3)
+    adata.obs["known"] = np.arange(200) < 5
+    with pytest.warns(UserWarning, match="PCCA stands on 5 pairs") as caught:
+        stfuse.tl.pcca(adata, paired_key="known")
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("params", [{"context": "no"}, {"matching": 1}, {"scale": "yes"}, {"n_components": "50"}])
+def test_flags_and_numbers_are_told_from_text(params):
+    adata = stfuse.datasets.synthetic_tissue(100)
+    with pytest.raises(TypeError, match=f"{next(iter(params))} must be"):
+        stfuse.tl.pcca(adata, **params)

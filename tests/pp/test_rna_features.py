@@ -5,8 +5,11 @@ from anndata import AnnData
 from scipy.sparse import csc_matrix, csr_matrix
 
 from stfuse.datasets import mob, synthetic_tissue
-from stfuse.pp import rna_features
-from stfuse.pp._recipe import rna_pca
+from stfuse.pp import _recipe, rna_features
+
+
+def rna_pca(*args, **kwargs):
+    return _recipe.rna_pca(*args, **kwargs)[0]
 
 
 def counts(n=60, genes=40, seed=0):
@@ -38,7 +41,9 @@ def test_writes_and_leaves_the_counts():
     before = adata.X.copy()
     assert rna_features(adata, n_comps=5) is None
     assert adata.obsm["X_pca"].shape == (1627, 5)
-    assert adata.uns["X_pca"] == {"n_comps": 5, "n_top_genes": 2000, "batch_key": None, "layer": None}
+    record = dict(adata.uns["X_pca"])
+    assert record.pop("loadings").shape == (adata.n_vars, 6)
+    assert record == {"n_comps": 5, "n_top_genes": 2000, "batch_key": None, "layer": None, "reference": False}
     assert (adata.X != before).nnz == 0 and "highly_variable" not in adata.var and "log1p" not in adata.uns
     changed = rna_features(adata, key_added="X_other", copy=True)
     assert "X_other" in changed.obsm and "X_other" not in adata.obsm
@@ -110,7 +115,7 @@ def empty(adata):
         (empty, {}, ValueError, "Only 0 of 60 observations have counts"),
         (None, {"layer": "counts"}, KeyError, "No layer 'counts'"),
         (None, {"batch_key": "batch"}, KeyError, "'batch'"),
-        (None, {"n_comps": 0}, ValueError, "n_comps must be at least 1"),
+        (None, {"n_comps": 0}, ValueError, "n_comps must be a whole number of at least 1"),
         (None, {"key_added": "a/b"}, ValueError, "slash"),
     ],
 )
@@ -140,3 +145,68 @@ def test_no_expression_and_other_containers():
         rna_features(AnnData(obs=counts().obs))
     with pytest.raises(TypeError, match=r'mdata\["rna"\]'):
         rna_features(mudata.MuData({"rna": counts()}))
+
+
+def test_loadings_lead_back_to_expression():
+    adata = synthetic_tissue(200, n_genes=40)
+    rna_features(adata, n_comps=39)
+    loadings = adata.uns["X_pca"]["loadings"]
+    assert list(loadings.index) == list(adata.var_names) and list(loadings)[:2] == ["mean", "PC1"]
+    counts = adata.X.toarray()
+    expected = np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)
+    back = adata.obsm["X_pca"] @ loadings.iloc[:, 1:].T.to_numpy() + loadings["mean"].to_numpy()
+    # all that is lost is the last of 40 directions
+    assert ((back - expected) ** 2).sum() < 0.01 * ((expected - expected.mean(0)) ** 2).sum()
+    assert np.linalg.matrix_rank(back - expected, tol=0.1) == 1
+
+
+def test_reference():
+    adata = synthetic_tissue(300, n_genes=60)
+    known, new = adata[:200].copy(), adata[200:].copy()
+    rna_features(known, n_comps=8)
+    rna_features(known, n_comps=8, key_added="X_again", reference=_with_key(known, "X_again"))
+    np.testing.assert_allclose(known.obsm["X_again"], known.obsm["X_pca"], atol=1e-4)
+    # other order of genes, more genes: the same components
+    both = known.copy()
+    order = np.random.default_rng(0).permutation(60)
+    rna_features(new, reference=known)
+    shuffled = new[:, order].copy()
+    rna_features(shuffled, reference=known)
+    np.testing.assert_allclose(shuffled.obsm["X_pca"], new.obsm["X_pca"], atol=1e-4)
+    loadings = both.uns["X_pca"]["loadings"]
+    counts = new.X.toarray()
+    values = np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)
+    expected = (values - loadings["mean"].to_numpy()) @ loadings.iloc[:, 1:].to_numpy()
+    np.testing.assert_allclose(new.obsm["X_pca"], expected, atol=1e-3)
+
+
+def _with_key(adata, key):
+    out = adata.copy()
+    out.uns[key] = out.uns["X_pca"]
+    return out
+
+
+def test_reference_with_other_genes():
+    adata = synthetic_tissue(200, n_genes=60)
+    rna_features(adata, n_comps=5)
+    part = adata[:, :50].copy()
+    with pytest.warns(UserWarning, match="10 of the reference's 60 genes are not in var_names"):
+        rna_features(part, reference=adata)
+    assert part.obsm["X_pca"].shape == (200, 5)
+    part.var_names = [f"other{i}" for i in range(50)]
+    with pytest.raises(ValueError, match="Only 0 of the reference's 60 genes.*do both name genes"):
+        rna_features(part, reference=adata)
+    with pytest.raises(KeyError, match=r"no uns\['X_mine'\]\['loadings'\]: call stfuse.pp.rna_features"):
+        rna_features(part, reference=adata, key_added="X_mine")
+    with pytest.raises(TypeError, match="reference must be an AnnData"):
+        rna_features(part, reference="adata")
+
+
+def test_backed(tmp_path):
+    adata = synthetic_tissue(100, n_genes=60)
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    expected = rna_pca(adata, 5)
+    import anndata as ad
+
+    backed = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
+    np.testing.assert_allclose(rna_pca(backed, 5), expected, atol=1e-4)

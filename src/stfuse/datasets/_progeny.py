@@ -12,7 +12,7 @@ def progeny(organism: Literal["human", "mouse"] = "human") -> pd.DataFrame:
     """Load the PROGENy pathways: 14 pathways with the 100 genes that respond to each most.
 
     A weight tells how much and in which direction a gene's expression moves when the pathway is
-    perturbed. With these footprints `decoupler.mt.ulm` (or `stfuse.tl.pathways`) turns expression into
+    perturbed. With these footprints `decoupler.mt.ulm` turns expression into
     pathway activities. It comes with the package, nothing is downloaded.
 
     Parameters

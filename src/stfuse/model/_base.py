@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +61,9 @@ def _silent_scvi() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Category .* has fewer than 3 cells")
+            yield
     finally:
         logger.setLevel(level)
 
@@ -136,6 +139,12 @@ class FusionModel(BaseModelClass):
             return read_views(self.adata, **arguments)
         if arguments["paired_key"] not in adata.obs:
             arguments["paired_key"] = None
+        for name in ("batch_key", "library_key"):
+            if arguments[name] is not None and arguments[name] not in adata.obs:
+                raise KeyError(
+                    f"No obs column {arguments[name]!r}: the model was trained with {name}={arguments[name]!r}, so data to code "
+                    "need that column too (one value everywhere, if they are one section)."
+                )
         return read_views(adata, **arguments, min_views=1)
 
     def _centred(self, views: Views, *, fit: bool = False) -> Views:
@@ -264,7 +273,8 @@ class FusionModel(BaseModelClass):
 
         Returns
         -------
-        n x d, float32, in the units of the target view's features; rows of NaN where the source view is missing.
+        n x d, float32, in the units of the target view's features; rows of NaN where the source view is missing. With a
+        `batch_key` they are centred as the batch is; of a batch that training did not see, as all of the training data are.
 
         Raises
         ------
@@ -280,7 +290,18 @@ class FusionModel(BaseModelClass):
         views = self._ready(adata)
         if not (views.has_image if source == "image" else views.has_rna).any():
             raise ValueError(f"No observation has the {source} view, from which to translate into {target}.")
-        return self._translate(views, source)
+        return self._translate(views, source) + self._offset(views, target)
+
+    def _offset(self, views: Views, target: str) -> np.ndarray:
+        """What centring took from the target features of each observation's batch: its mean, where training saw it."""
+        offset = np.zeros((views.n_obs, self.n_features_[target]), np.float32)
+        if views.batch is None:
+            return offset
+        means = self.batch_means_[target]
+        for code, batch in enumerate(views.batches):
+            if batch in self.batches_ and np.isfinite(shift := means[self.batches_.index(batch)] - means[-1]).all():
+                offset[views.batch == code] = shift
+        return offset
 
     # -- saving -------------------------------------------------------------------------------------------------------
 

@@ -10,11 +10,12 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
+from stfuse._check import check_number
 from stfuse._log import logger
 from stfuse._views import Views
 from stfuse.model._anchored import Coordinates, anchor_data, anchor_sizes, anchored_codes, empty_anchor
 from stfuse.model._base import Codes, FusionModel, masked, pick
-from stfuse.model._pcca import check_pairs, check_private_dim, check_widths
+from stfuse.model._pcca import check_flags, check_pairs, check_private_dim, check_widths
 from stfuse.model._training import check_training, raw_tensors, split_pairs, tensors_of
 from stfuse.module.anchor import OTHER, LinearAnchor, fit_anchor
 from stfuse.module.cameo import AnchoredTranslator, PublishedTranslator, Translator
@@ -114,11 +115,12 @@ class CAMEO(FusionModel):
             raise ValueError(
                 f"The published CAMEO has no private codes: private_dim={private_dim} needs faithful=False."
             )
-        if n_hidden < 1:
-            raise ValueError(f"n_hidden must be at least 1, got {n_hidden}.")
+        check_number("n_hidden", n_hidden, least=1, whole=True)
         check_widths(n_components, rank)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
+        check_flags(scale, faithful=faithful, context=context, matching=matching)
+        check_number("dropout", dropout, least=0)
+        if dropout >= 1:
+            raise ValueError(f"dropout must be below 1, got {dropout}.")
         super().__init__(
             adata,
             registry,
@@ -174,7 +176,8 @@ class CAMEO(FusionModel):
         lambda_contrastive, lambda_translation
             Weights of the contrastive and the translation loss on pairs. Published 0, 0; anchored 1, 1.
         validation_fraction
-            Fraction of the pairs (2,000 at most) held out.
+            Fraction of the pairs (2,000 at most) held out. 0 = none: then nothing can judge the network, and the linear start is
+            the result (the published network trains to the end).
         patience
             Epochs without better retrieval of held-out pairs after which training stops. Published 30, anchored 12.
         seed
@@ -336,11 +339,9 @@ class CAMEO(FusionModel):
 def _settings(preset: Adversarial, given: dict[str, Any]) -> Adversarial:
     settings = replace(preset, **{k: v for k, v in given.items() if v is not None})
     pick(("wgan", "wgan-gp", "gan"), settings.critic, "critic")
-    if settings.n_critic < 1:
-        raise ValueError(f"n_critic must be at least 1, got {settings.n_critic}.")
+    check_number("n_critic", settings.n_critic, least=1, whole=True)
     for name in LOSSES:
-        if getattr(settings, name) < 0:
-            raise ValueError(f"lambda_{name} must not be negative, got {getattr(settings, name)}.")
+        check_number(f"lambda_{name}", getattr(settings, name), least=0)
     if not any(getattr(settings, name) for name in LOSSES):
         raise ValueError(
             "All weights lambda_* are 0: nothing is left to train on (max_epochs=0 keeps the linear start)."

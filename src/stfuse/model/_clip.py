@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from anndata import AnnData
 from torch import Tensor
 
+from stfuse._check import check_number
 from stfuse._views import Views
 from stfuse.model._base import Codes, FusionModel, fill_other, masked
 from stfuse.model._pcca import check_pairs
@@ -64,8 +65,8 @@ class CLIP(FusionModel):
         n_latent: int = 32,
         n_hidden: int = 128,
     ) -> None:
-        if n_latent < 1 or n_hidden < 1:
-            raise ValueError(f"n_latent and n_hidden must be at least 1, got {n_latent} and {n_hidden}.")
+        check_number("n_latent", n_latent, least=1, whole=True)
+        check_number("n_hidden", n_hidden, least=1, whole=True)
         super().__init__(adata, registry, n_latent=n_latent, n_hidden=n_hidden)
 
     def train(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stfuse._views import Views
 from stfuse.model._base import Codes, FusionModel
+from stfuse.model._pcca import check_flags, check_widths
 from stfuse.module.scaling import ViewScaler, whiten_rows
 
 
@@ -58,8 +59,8 @@ class Concat(FusionModel):
         n_components: int = 30,
         scale: bool | None = None,
     ) -> None:
-        if n_components < 1:
-            raise ValueError(f"n_components must be at least 1, got {n_components}.")
+        check_widths(n_components, None)
+        check_flags(scale)
         super().__init__(adata, registry, n_components=n_components, scale=scale)
 
     def train(self, *, seed: int = 0) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,13 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from stfuse._check import check_flag, check_number
 from stfuse._views import Views
 from stfuse.model._anchored import Coordinates, anchor_data, anchor_sizes, anchored_codes, empty_anchor
 from stfuse.model._base import Codes, FusionModel, masked
 from stfuse.module.anchor import OTHER, LinearAnchor, fit_anchor
+
+UNSTABLE = 10
 
 
 def check_private_dim(private_dim: int | None) -> None:
@@ -23,10 +28,15 @@ def check_private_dim(private_dim: int | None) -> None:
 
 def check_widths(n_components: int, rank: int | None) -> None:
     """Refuse an empty fit."""
-    if n_components < 1:
-        raise ValueError(f"n_components must be at least 1, got {n_components}.")
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank must be None or at least 1, got {rank}.")
+    check_number("n_components", n_components, least=1, whole=True)
+    check_number("rank", rank, least=1, whole=True, optional=True)
+
+
+def check_flags(scale: bool | None, **flags: bool) -> None:
+    """Refuse "no" and the like, which Python takes for true."""
+    for name, value in flags.items():
+        check_flag(name, value)
+    check_flag("scale", scale, optional=True)
 
 
 class PCCA(FusionModel):
@@ -90,6 +100,7 @@ class PCCA(FusionModel):
     ) -> None:
         check_private_dim(private_dim)
         check_widths(n_components, rank)
+        check_flags(scale, context=context, matching=matching)
         super().__init__(
             adata,
             registry,
@@ -156,14 +167,20 @@ def check_pairs(views: Views, least: int, name: str) -> None:
     """Refuse data with fewer pairs than a method needs."""
     n = views.counts()
     if n["paired"] >= least:
+        if n["paired"] < UNSTABLE:
+            warnings.warn(
+                f"{name} stands on {n['paired']} pairs: with fewer than {UNSTABLE} its result varies from draw to draw.",
+                UserWarning,
+                skip_file_prefixes=(str(Path(__file__).parent.parent),),
+            )
         return
     why = (
         f"{n['both']} observations have both views and {n['paired']} of them may be used as pairs"
         if n["both"]
         else f"{n['image']} observations have an image and {n['rna']} have RNA, but none has both: do the obs_names of the two "
-        "modalities agree?"
+        "modalities agree"
     )
     raise ValueError(
-        f"{name} needs at least {least} observations with both views as pairs; {why}. "
+        f"{name} needs at least {least} observations with both views as pairs: {why}. "
         "Check paired_key, the NaN rows of the views, or use stfuse.tl.cameo(..., faithful=True), which trains without pairs."
     )

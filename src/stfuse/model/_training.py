@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stfuse._check import check_number
 from stfuse._views import Views
 from stfuse.train._batches import ViewTensors
 
@@ -16,11 +17,10 @@ MAX_HELD_OUT = 2_000  # more would make the verdict no surer and its similaritie
 def check_training(validation_fraction: float, patience: int | None, *, weight_decay: float, **rates: float) -> None:
     """Refuse what no training can do. ``rates`` are learning rates by name."""
     for name, rate in rates.items():
-        if not 0 < rate < np.inf:
-            raise ValueError(f"{name} must be a positive number, got {rate}.")
-    if not 0 <= weight_decay < np.inf:
-        raise ValueError(f"weight_decay must not be negative, got {weight_decay}.")
-    if not 0 <= validation_fraction < 1:
+        check_number(name, rate, above=0)
+    check_number("weight_decay", weight_decay, least=0)
+    check_number("validation_fraction", validation_fraction, least=0)
+    if validation_fraction >= 1:
         raise ValueError(f"validation_fraction must be in [0, 1), got {validation_fraction}.")
     if patience is not None and patience < 1:
         raise ValueError(f"patience must be None or at least 1, got {patience}.")

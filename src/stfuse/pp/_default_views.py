@@ -31,7 +31,7 @@ def _rna(source: AnnData, key: str) -> np.ndarray:
             "or put raw counts into X."
         )
     logger.info("obsm[%r] is made from the counts in X: scanpy.pp.normalize_total, log1p, pca", key)
-    return rna_pca(source)
+    return rna_pca(source)[0]
 
 
 def _image(source: AnnData, key: str, library_key: str | None) -> np.ndarray:

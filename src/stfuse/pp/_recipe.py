@@ -1,13 +1,16 @@
 """The plain expression view: principal components of log-normalised counts."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse
 
 from stfuse import _keys, _read, _record
+from stfuse._check import check_number
 
 
 def rna_features(
@@ -17,6 +20,7 @@ def rna_features(
     n_top_genes: int = 2000,
     batch_key: str | None = None,
     layer: str | None = None,
+    reference: AnnData | None = None,
     key_added: str = _keys.RNA,
     table_key: str | None = None,
     copy: bool = False,
@@ -40,6 +44,9 @@ def rna_features(
         Column of `obs` within whose groups gene variances are ranked.
     layer
         Layer that holds the counts. None = `X`.
+    reference
+        AnnData on which this function was called before, under the same `key_added`: its genes and components are used, so that
+        a model trained there can code these observations. `n_comps`, `n_top_genes` and `batch_key` are the reference's then.
     key_added
         Key of the result in `obsm` and of its record in `uns`.
     table_key
@@ -52,22 +59,24 @@ def rna_features(
     None, or the changed copy. Written are
 
     - `obsm[key_added]`: n x n_comps, float32. A row of NaN = an observation without any count
-    - `uns[key_added]`: the parameters
+    - `uns[key_added]`: the parameters, and `"loadings"`: a DataFrame, genes x (`mean` and one column a component), by which
+      components become log-normalised expression again, `scores @ loadings.iloc[:, 1:].T + loadings["mean"]`
 
     `X` and the layers stay as they are.
 
     Raises
     ------
     ValueError
-        If there are negative, infinite or missing values, fewer than two genes, or fewer than two observations with
-        counts.
+        If there are negative, infinite or missing values, fewer than two genes, fewer than two observations with
+        counts, or fewer than half of the reference's genes.
     KeyError
-        If the layer or the column is missing.
+        If the layer or the column is missing, or the reference has no such record.
 
     Warns
     -----
     UserWarning
-        If observations have no counts, with their number, or if the values are not whole numbers.
+        If observations have no counts, with their number, if the values are not whole numbers, or if genes of the reference
+        are missing (they count as average).
 
     Notes
     -----
@@ -86,8 +95,13 @@ def rna_features(
     table: Any = _read.container(data, table_key)
     if _read.is_mudata(table):
         raise TypeError('rna_features takes AnnData or SpatialData: pass the modality, for example mdata["rna"].')
-    scores = rna_pca(table, n_comps, n_top_genes, batch_key, layer)
+    if reference is None:
+        scores, loadings = rna_pca(table, n_comps, n_top_genes, batch_key, layer)
+    else:
+        loadings = _loadings_of(reference, key_added)
+        scores = _project(table, loadings, layer)
     record = {"n_comps": scores.shape[1], "n_top_genes": n_top_genes, "batch_key": batch_key, "layer": layer}
+    record |= {"reference": reference is not None, "loadings": loadings}
     target = _record.copy_of(data, table_key) if copy else data
     _record.write(target, obsm={key_added: scores}, uns={key_added: record}, table_key=table_key)
     return target if copy else None
@@ -95,13 +109,69 @@ def rna_features(
 
 def rna_pca(
     adata: AnnData, n_comps: int = 30, n_top_genes: int = 2000, batch_key: str | None = None, layer: str | None = None
-) -> np.ndarray:
-    """Compute what `rna_features` writes into `obsm` and change nothing."""
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Compute what `rna_features` writes, scores and loadings, and change nothing."""
     import scanpy as sc
 
-    for name, value in (("n_comps", n_comps), ("n_top_genes", n_top_genes)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}.")
+    check_number("n_comps", n_comps, least=1, whole=True)
+    check_number("n_top_genes", n_top_genes, least=2, whole=True)
+    counts, total, present = _present_counts(adata, layer)
+    batch = None if batch_key is None else _read.read_column(adata, batch_key)[present]
+    genes = np.arange(adata.n_vars)
+    if adata.n_vars > n_top_genes:
+        genes = _variable_genes(counts, n_top_genes, batch)
+    normalised = _log_normalise(counts[:, genes], total)
+    width = min(n_comps, min(normalised.shape) - 1)
+    # In small data a dense decomposition is exact and needs no start vector.
+    matrix = normalised.toarray() if min(normalised.shape) <= 50 else normalised
+    found = sc.pp.pca(matrix, n_comps=width, random_state=0, return_info=True)
+    scores = np.full((adata.n_obs, width), np.nan, dtype=np.float32)
+    scores[present] = found[0]
+    loadings = pd.DataFrame(found[1].T, index=adata.var_names[genes], columns=[f"PC{i + 1}" for i in range(width)])
+    loadings.insert(0, "mean", np.asarray(normalised.mean(axis=0)).ravel())
+    return scores, loadings.astype(np.float32)
+
+
+def _loadings_of(reference: AnnData, key: str) -> pd.DataFrame:
+    if not isinstance(reference, AnnData):
+        raise TypeError(f"reference must be an AnnData, got {type(reference).__name__}.")
+    record = reference.uns.get(key)
+    found = record.get("loadings") if isinstance(record, Mapping) else None
+    if not isinstance(found, pd.DataFrame):
+        raise KeyError(
+            f"The reference has no uns[{key!r}]['loadings']: call stfuse.pp.rna_features(reference, key_added={key!r}) before "
+            "a model is trained on it."
+        )
+    return found
+
+
+def _project(adata: AnnData, loadings: pd.DataFrame, layer: str | None) -> np.ndarray:
+    """Components of new observations along the reference's axes."""
+    counts, total, present = _present_counts(adata, layer)
+    if not adata.var_names.is_unique:
+        raise ValueError("var_names are not unique: call .var_names_make_unique() first.")
+    where = adata.var_names.get_indexer(loadings.index)
+    known = where >= 0
+    if 2 * known.sum() < known.size:
+        raise ValueError(
+            f"Only {known.sum()} of the reference's {known.size} genes are in var_names (missing for example "
+            f"{loadings.index[~known][0]!r}): do both name genes in the same way?"
+        )
+    if not known.all():
+        warnings.warn(
+            f"{(~known).sum()} of the reference's {known.size} genes are not in var_names: they count as average.",
+            UserWarning,
+            stacklevel=3,
+        )
+    kept = loadings[known].to_numpy(dtype=np.float64)
+    normalised = _log_normalise(counts[:, where[known]], total)
+    scores = np.full((adata.n_obs, kept.shape[1] - 1), np.nan, dtype=np.float32)
+    scores[present] = normalised @ kept[:, 1:] - kept[:, 0] @ kept[:, 1:]
+    return scores
+
+
+def _present_counts(adata: AnnData, layer: str | None) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
+    """Counts and their sums of the observations that have any, and which those are."""
     counts = _read_counts(adata, layer)
     total = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     present = total > 0
@@ -109,26 +179,22 @@ def rna_pca(
         raise ValueError(
             f"Only {present.sum()} of {adata.n_obs} observations have counts: there is nothing to compare."
         )
-    batch = None if batch_key is None else _read.read_column(adata, batch_key)[present]
-    counts, total = counts[present], total[present]
-    if counts.shape[1] > n_top_genes:
-        counts = counts[:, _variable_genes(counts, n_top_genes, batch)]
-    normalised = csr_matrix(counts, dtype=np.float32, copy=True)
-    normalised.data *= np.repeat((1e4 / total).astype(np.float32), np.diff(normalised.indptr))
-    np.log1p(normalised.data, out=normalised.data)
-
-    scores = np.full((adata.n_obs, min(n_comps, min(normalised.shape) - 1)), np.nan, dtype=np.float32)
-    # In small data a dense decomposition is exact and needs no start vector.
-    matrix = normalised.toarray() if min(normalised.shape) <= 50 else normalised
-    scores[present] = sc.pp.pca(matrix, n_comps=scores.shape[1], random_state=0)
     if not present.all():
         warnings.warn(
             f"{(~present).sum()} of {adata.n_obs} observations have no counts: their expression features are NaN, "
             "that is, missing.",
             UserWarning,
-            stacklevel=2,
+            stacklevel=4,
         )
-    return scores
+    return counts[present], total[present], present
+
+
+def _log_normalise(counts: csr_matrix, total: np.ndarray) -> csr_matrix:
+    """Counts scaled to 10,000 an observation, log1p."""
+    normalised = csr_matrix(counts, dtype=np.float32, copy=True)
+    normalised.data *= np.repeat((1e4 / total).astype(np.float32), np.diff(normalised.indptr))
+    np.log1p(normalised.data, out=normalised.data)
+    return normalised
 
 
 def _read_counts(adata: AnnData, layer: str | None) -> csr_matrix:
@@ -141,6 +207,8 @@ def _read_counts(adata: AnnData, layer: str | None) -> csr_matrix:
         raise ValueError(f"{where} is empty: there are no counts to make expression features from.")
     if values.shape[1] < 2:
         raise ValueError(f"{where} has one gene: shares of a total need at least two genes.")
+    # a backed matrix is read here
+    values = values.to_memory() if hasattr(values, "to_memory") else values
     counts = csr_matrix(values if issparse(values) else np.asarray(values))
     mend = "Expression features are made from raw counts: put them into X or a layer, or name features with rna_key=."
     if not np.isfinite(counts.data).all():
@@ -158,7 +226,6 @@ def _read_counts(adata: AnnData, layer: str | None) -> csr_matrix:
 
 
 def _variable_genes(counts: csr_matrix, n_top_genes: int, batch: Any) -> np.ndarray:
-    import pandas as pd
     import scanpy as sc
 
     # The trend of variance on mean can't be fitted to genes that never occur.

@@ -92,7 +92,8 @@ def cameo(
     lambda_cycle, lambda_adversarial, lambda_align, lambda_contrastive, lambda_translation
         Weights of the losses. None = the value of the chosen network.
     validation_fraction
-        Fraction of the pairs (2,000 at most) held out, on whose retrieval training stops and is judged.
+        Fraction of the pairs (2,000 at most) held out, on whose retrieval training stops and is judged. 0 = none: then nothing can
+        judge the network, and the linear start is the result (the published network trains to the end).
     patience
         Epochs without better retrieval after which training stops. None = 30 with `faithful`, else 12.
     n_hidden, dropout

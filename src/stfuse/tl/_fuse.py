@@ -34,6 +34,9 @@ def private_adata(views: Views, keys: dict[str, Any]) -> AnnData:
 
 
 def _check_common(keys: dict[str, Any], run: dict[str, Any]) -> None:
+    for name, key in keys.items():
+        if not isinstance(key, str) and (key is not None or name in {"image_key", "rna_key"}):
+            raise TypeError(f"{name} must be the name of one key, got {key!r}.")
     if keys["image_key"] == keys["rna_key"]:
         raise ValueError(f"image_key and rna_key are both {keys['image_key']!r}: the two views must be different.")
     for name, least in (("batch_size", 2), ("max_epochs", 0)):

@@ -32,8 +32,8 @@ def translate(
     Parameters
     ----------
     data
-        AnnData, MuData or SpatialData under the keys the model was trained with; only the source view is needed, and
-        `obsm["spatial"]` where the model uses neighbours.
+        AnnData, MuData or SpatialData under the keys the model was trained with. Needed are the source view, the columns
+        `batch_key` and `library_key` if the model was trained with them, and `obsm["spatial"]` where it uses neighbours.
     model
         A trained model that translates (:class:`stfuse.model.CAMEO`, :class:`stfuse.model.PCCA`).
     source, target
@@ -49,7 +49,8 @@ def translate(
     -------
     None, or the copy. Written is
 
-    - `obsm[key_added]`: n x d, float32, in the units of the target view's features; NaN where the source view is missing
+    - `obsm[key_added]`: n x d, float32, in the units of the target view's features; NaN where the source view is missing. With a
+      `batch_key` they are centred as the batch is; of a batch that training did not see, as all of the training data are
 
     Raises
     ------
