@@ -31,7 +31,7 @@ def test_numbers():
         (3.0, {"whole": True}, TypeError, "whole number, got 3.0"),
         (0, {"least": 1, "whole": True}, ValueError, "n must be a whole number of at least 1, got 0"),
         (0, {"above": 0, "optional": True}, ValueError, "n must be a number above 0 or None, got 0"),
-        (2, {"least": 0, "most": 1}, ValueError, "of at least 0 and at most 1, got 2"),
+        (2, {"least": 0, "most": 1}, ValueError, "between 0 and 1, got 2"),
         (float("nan"), {}, ValueError, "got nan"),
         (float("inf"), {"above": 0}, ValueError, "got inf"),
     ],

@@ -35,12 +35,11 @@ def check_number(
     """
     if optional and value is None:
         return
-    bounds = [
-        f"{word} {bound:g}"
-        for word, bound in (("of at least", least), ("above", above), ("at most", most))
-        if bound is not None
-    ]
-    wanted = f"a {'whole ' if whole else ''}number {' and '.join(bounds)}".rstrip() + (" or None" if optional else "")
+    given = (("of at least", least), ("above", above), ("of at most", most))
+    bounds = " and ".join(f"{word} {bound:g}" for word, bound in given if bound is not None)
+    if least is not None and most is not None:
+        bounds = f"between {least:g} and {most:g}"
+    wanted = f"a {'whole ' if whole else ''}number {bounds}".rstrip() + (" or None" if optional else "")
     message = f"{name} must be {wanted}, got {value!r}."
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral if whole else Real):
         raise TypeError(message)

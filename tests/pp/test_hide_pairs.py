@@ -84,6 +84,11 @@ def test_mudata_with_partly_overlapping_modalities():
     assert mdata.obs["paired"].sum() == 15
     with pytest.raises(KeyError, match="no modality 'image'"):
         hide_pairs(mudata.MuData({"he": image, "rna": rna}), 0.5)
+    # a view that a fusion made lies in the global obsm
+    mdata["image"].obsm.clear()
+    mdata.obsm["X_image"] = np.where(mdata.obs_names.isin(adata.obs_names[:50])[:, None], 1.0, np.nan)
+    hide_pairs(mdata, 0)
+    assert mdata.obs.index[mdata.obs["paired"]].tolist() == adata.obs_names[40:50].tolist()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +97,14 @@ def test_mudata_with_partly_overlapping_modalities():
         ({"fraction": -0.1}, ValueError, "between 0 and 1"),
         ({"fraction": 1.1}, ValueError, "between 0 and 1"),
         ({"fraction": float("nan")}, ValueError, "between 0 and 1"),
-        ({"fraction": 0.5, "image_key": "X_uni"}, KeyError, "X_uni.*X_image"),
+        ({"fraction": "0.5"}, TypeError, "fraction must be a number.*'0.5'"),
+        ({"fraction": 0.5, "seed": "a"}, TypeError, "seed must be"),
+        ({"fraction": 0.5, "copy": "yes"}, TypeError, "copy must be True or False"),
+        ({"fraction": 0.5, "image_key": None}, TypeError, "image_key must be a string, got None"),
+        ({"fraction": 0.5, "image_key": "X_uni"}, KeyError, "X_uni.*X_image.*image_key=.*pp.image_features"),
+        ({"fraction": 0.5, "rna_key": "X_PCA"}, KeyError, "Did you mean 'X_pca'.*rna_features"),
+        ({"fraction": 0.5, "key": "section"}, ValueError, "key='section' would overwrite"),
+        ({"fraction": 0.5, "key": "new", "library_key": "new"}, ValueError, "key='new' would overwrite"),
         ({"fraction": 0.5, "library_key": "slide"}, KeyError, "slide.*section"),
         ({"fraction": 0.5, "key": "a/b"}, ValueError, "slash"),
     ],

@@ -225,9 +225,16 @@ class Uneven(MeanColor):
         (None, {"encoder": 3}, TypeError, "encoder must be a name"),
         (None, {"encoder": MeanColor}, TypeError, "encoder must be a name"),
         (None, {"encoder": Uneven()}, ValueError, "not finite"),
-        (None, {"crop_scale": 0}, ValueError, "crop_scale must be a positive"),
-        (None, {"crop_scale": np.nan}, ValueError, "crop_scale must be a positive"),
-        (None, {"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        (None, {"crop_scale": 0}, ValueError, "crop_scale must be a number above 0"),
+        (None, {"crop_scale": np.nan}, ValueError, "crop_scale must be a number above 0"),
+        (None, {"crop_scale": "3"}, TypeError, "crop_scale must be a number above 0, got '3'"),
+        (None, {"crop_scale": 21}, ValueError, "126 x 126 pixels in section 'A'.*120 x 120.*smaller"),
+        (None, {"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1"),
+        (None, {"batch_size": 2.0}, TypeError, "batch_size must be a whole number"),
+        (None, {"progress": "no"}, TypeError, "progress must be True, False or None"),
+        (None, {"key_added": "spatial"}, ValueError, "would overwrite what is read as spatial_key"),
+        (None, {"key_added": "X_old"}, ValueError, "would overwrite obsm.'X_old'"),
+        (None, {"key_added": 5}, TypeError, "key_added must be a string, got 5"),
         (None, {"key_added": "X/image"}, ValueError, "slash"),
         (None, {"library_key": "slide"}, KeyError, "slide.*section"),
         (None, {"spatial_key": "xy"}, KeyError, "obsm.'xy'.*spatial"),
@@ -241,6 +248,7 @@ class Uneven(MeanColor):
 )
 def test_bad_input_changes_nothing(spoil, kwargs, error, message):
     adata = tissue()
+    adata.obsm["X_old"] = np.ones((30, 2))
     if spoil is not None:
         spoil(adata)
     before = snapshot(adata)

@@ -3,8 +3,10 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from stfuse import _keys, _read, _record
+from stfuse._check import check_flag, check_number, check_seed, check_text, did_you_mean
 
 
 def hide_pairs(
@@ -37,7 +39,7 @@ def hide_pairs(
     seed
         Seed. With one seed, the pairs hidden at a small fraction are among those hidden at a larger one.
     key
-        Name of the `obs` column.
+        Name of the `obs` column to write. A boolean column of this name is replaced, any other refused.
     image_key
         Key of the image features in `obsm`.
     rna_key
@@ -57,7 +59,9 @@ def hide_pairs(
     Raises
     ------
     ValueError
-        If `fraction` does not lie between 0 and 1, or no observation has both views.
+        If `fraction` does not lie between 0 and 1, no observation has both views, or `key` is a column of something else.
+    TypeError
+        If an argument is of the wrong type.
     KeyError
         If a column, a modality, or a key other than the default ones is missing.
 
@@ -69,8 +73,12 @@ def hide_pairs(
     >>> int(adata.obs["paired"].sum())
     200
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction is the fraction of pairs to hide, between 0 and 1, not {fraction}.")
+    check_number("fraction", fraction, least=0, most=1)
+    check_seed(seed)
+    check_flag("copy", copy)
+    for argument, text in (("key", key), ("image_key", image_key), ("rna_key", rna_key)):
+        check_text(argument, text)
+    _check_key(data, key, library_key, table_key)
     has_image = _has_view(data, "image", image_key, _keys.IMAGE, table_key)
     has_rna = _has_view(data, "rna", rna_key, _keys.RNA, table_key)
     paired = has_image & has_rna
@@ -89,20 +97,43 @@ def hide_pairs(
     return target if copy else None
 
 
+def _check_key(data: Any, key: str, library_key: str | None, table_key: str | None) -> None:
+    """Refuse to write over a column that says something else."""
+    box: Any = _read.container(data, table_key)
+    if key == library_key or (key in box.obs and not pd.api.types.is_bool_dtype(box.obs[key].dtype)):
+        raise ValueError(
+            f"key={key!r} would overwrite obs[{key!r}], which does not hold True and False: it names the column that "
+            "is written; choose another name."
+        )
+
+
 def _has_view(data: Any, role: str, key: str, default: str, table_key: str | None) -> np.ndarray:
     """Tell which observations have a view; one that is still to be computed is there."""
     box: Any = _read.container(data, table_key)
     if not _read.is_mudata(box):
         if key == default and key not in box.obsm:
             return np.ones(box.n_obs, dtype=bool)
+        _check_view(box, role, key, "obsm")
         return _read.check_values(_read.read_rep(data, key, table_key), f"obsm[{key!r}]")
     if role not in box.mod:
         raise KeyError(f"The MuData has no modality {role!r}. It has: {', '.join(box.mod)}.")
     modality = box.mod[role]
+    if key not in modality.obsm and key in box.obsm:  # made by a fusion before
+        return _read.check_values(_read.read_rep(box, key), f"mdata.obsm[{key!r}]")
     present = np.ones(modality.n_obs, dtype=bool)
     if key != default or key in modality.obsm:
+        _check_view(modality, role, key, f"mdata[{role!r}].obsm")
         present = _read.check_values(_read.read_rep(modality, key), f"mdata[{role!r}].obsm[{key!r}]")
     return box.obs_names.isin(modality.obs_names[present])
+
+
+def _check_view(source: Any, role: str, key: str, where: str) -> None:
+    if key not in source.obsm:
+        recipe = {"image": "image_features", "rna": "rna_features"}[role]
+        raise KeyError(
+            f"No {where}[{key!r}].{did_you_mean(key, source.obsm)} There is {_read.listing(source.obsm.keys())}. "
+            f"{role}_key= names the {role} view; stfuse.pp.{recipe} makes one."
+        )
 
 
 def _choose(pairs: np.ndarray, section: np.ndarray, fraction: float, seed: int) -> np.ndarray:

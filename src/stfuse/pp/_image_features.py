@@ -1,12 +1,13 @@
 """Features of the image around each observation."""
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from anndata import AnnData
 
 from stfuse import _keys, _read, _record
+from stfuse._check import check_flag, check_number, check_target, check_text, did_you_mean
+from stfuse._log import warn
 from stfuse._progress import progress as progress_bar
 from stfuse.pp._crops import LibraryImage, gather_crops, library_image
 from stfuse.pp._encoders import Encoder, get_encoder
@@ -61,10 +62,11 @@ def image_features(
     table_key
         SpatialData: which table.
     key_added
-        Key of the result in `obsm` and of its record in `uns`.
+        Key of the result in `obsm` and of its record in `uns`. An earlier result under this name is replaced; what
+        else there is under a name of your own is not.
     crop_scale
         Side of a crop in spot diameters. 3 includes the nearest surroundings of a Visium spot (165 µm).
-        Crops have at least 4 pixels.
+        Crops have at least 4 pixels, and no more than the image.
     batch_size
         Number of crops that are encoded at once. None = as many as have a million pixels together.
     progress
@@ -87,9 +89,10 @@ def image_features(
         If there is no image, no coordinates, or a scale factor is missing.
     ValueError
         If the encoder's name is unknown, a section's observations can't be told apart, the sections' names
-        and the images' don't match, all observations lie outside of their images, or a number is out of range.
+        and the images' don't match, all observations lie outside of their images, crops are larger than an image,
+        `key_added` is the name of something else, or a number is out of range.
     TypeError
-        If the encoder is no encoder, or the data no AnnData or SpatialData.
+        If the encoder is no encoder, the data no AnnData or SpatialData, or an argument of the wrong type.
 
     Warns
     -----
@@ -113,8 +116,10 @@ def image_features(
     >>> [str(name) for name in adata.uns["X_image"]["feature_names"][:2]]
     ['hematoxylin_mean', 'hematoxylin_sd']
     """
-    _keys.slots(key_added)  # refuses a key that h5ad can't hold
+    check_flag("copy", copy)
     table = _table(data, table_key)
+    inputs, slots = {"spatial_key": spatial_key}, ("obsm", "uns")
+    check_target(table, "key_added", key_added, slots=slots, mark="crop_scale", inputs=inputs, default=_keys.IMAGE)
     features, record = _compute(table, encoder, library_key, spatial_key, crop_scale, batch_size, progress)
     target: Any = _record.copy_of(data, table_key) if copy else data
     _record.write(target, obsm={key_added: features}, uns={key_added: record}, table_key=table_key)
@@ -163,19 +168,18 @@ def _compute(
     progress: bool | None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     encode = get_encoder(encoder)
-    if not (np.isfinite(crop_scale) and crop_scale > 0):
-        raise ValueError(f"crop_scale must be a positive number of spot diameters, not {crop_scale}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+    check_number("crop_scale", crop_scale, above=0)
+    check_number("batch_size", batch_size, least=1, whole=True, optional=True)
+    check_flag("progress", progress, optional=True)
+    check_text("spatial_key", spatial_key)
     coordinates = _read.read_coordinates(adata, spatial_key)
     if coordinates is None:
-        raise KeyError(
-            f"No obsm[{spatial_key!r}]. There is: {', '.join(adata.obsm) or 'nothing'}. Name it: spatial_key=."
-        )
+        there = f"{did_you_mean(spatial_key, adata.obsm)} There is: {', '.join(adata.obsm) or 'nothing'}."
+        raise KeyError(f"No obsm[{spatial_key!r}].{there} Name it: spatial_key=.")
 
     images, rows = _assign(adata, library_key)
     centers, inside = _locate(coordinates, images, rows)
-    sides = {name: max(_MIN_SIDE, round(crop_scale * i.spot_diameter * i.scale)) for name, i in images.items()}
+    sides = _sides(images, crop_scale)
     batches = []
     for name in images:
         here = rows[name][inside[rows[name]]]
@@ -220,6 +224,20 @@ def _assign(adata: AnnData, library_key: str | None) -> tuple[dict[str, LibraryI
         )
     images = {name: library_image(spatial, name) for name in with_image}
     return images, {name: np.flatnonzero(section == names.index(name)) for name in with_image}
+
+
+def _sides(images: dict[str, LibraryImage], crop_scale: float) -> dict[str, int]:
+    """Sides of the crops in pixels of each image."""
+    sides = {name: max(_MIN_SIDE, round(crop_scale * i.spot_diameter * i.scale)) for name, i in images.items()}
+    for name, image in images.items():
+        height, width = image.pixels.shape[:2]
+        if sides[name] > max(min(height, width), _MIN_SIDE):
+            raise ValueError(
+                f"crop_scale={crop_scale!r} makes crops of {sides[name]} x {sides[name]} pixels in section {name!r}, "
+                f"more than its image of {width} x {height} pixels has: use a smaller one, or check "
+                f"uns['spatial'][{name!r}]['scalefactors'] (spot_diameter_fullres, tissue_{image.kind}_scalef)."
+            )
+    return sides
 
 
 def _locate(
@@ -267,17 +285,13 @@ def _checked(encoded: Any, encode: Any, n: int) -> np.ndarray:
 
 def _warn(n_missing: int, n: int, images: dict[str, LibraryImage], sides: dict[str, int], crop_scale: float) -> None:
     if n_missing:
-        warnings.warn(
+        warn(
             f"{n_missing} of {n} observations have no image (their centre lies outside of it, or their section has "
-            "none): their features are NaN.",
-            UserWarning,
-            stacklevel=4,
+            "none): their features are NaN."
         )
     small = [name for name, i in images.items() if round(crop_scale * i.spot_diameter * i.scale) < _MIN_SIDE]
     if small:
-        warnings.warn(
+        warn(
             f"Crops of {crop_scale:g} spot diameters have fewer than {_MIN_SIDE} pixels in {', '.join(small)}: "
-            f"{_MIN_SIDE} pixels are used. A larger crop_scale or a sharper image shows more.",
-            UserWarning,
-            stacklevel=4,
+            f"{_MIN_SIDE} pixels are used. A larger crop_scale or a sharper image shows more."
         )
