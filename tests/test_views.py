@@ -186,6 +186,18 @@ def test_mudata_representations():
     assert read_rep(mdata, "X_image").shape == (30, 1)
 
 
+def test_mudata_views_in_the_global_slot():
+    """Where a fusion writes the views it made: they are read again, also by a trained model."""
+    mdata = two_modalities(range(20), range(10, 30))
+    rna = read_views(mdata).rna
+    del mdata["rna"].obsm["X_pca"]
+    mdata.obsm["X_pca"] = rna
+    np.testing.assert_array_equal(read_views(mdata).rna, rna)
+    assert read_views(mdata, recipe=None, min_views=1).counts()["both"] == 10
+    mdata["rna"].obsm["X_pca"] = np.zeros((20, 2))
+    assert read_views(mdata, min_views=1).rna.shape == (30, 2)  # the modality's own comes first
+
+
 def test_mudata_with_other_modalities_besides():
     mdata = two_modalities(range(20), range(10, 30))
     other = ad.AnnData(obs=pd.DataFrame(index=["alone"]))

@@ -89,6 +89,9 @@ def _view_array(box: Container, role: str, key: str, default: str) -> np.ndarray
         array = spread(box, role, array) if is_mudata(box) else array
         # torch warns of memory that may not be written to, though nobody writes there
         return np.require(array, np.float32, "W")
+    if is_mudata(box) and key in box.obsm:
+        # where views made by the default recipe are written
+        return np.require(as_matrix(box.obsm[key], f"mdata.obsm[{key!r}]"), np.float32, "W")
     if key == default:
         return None
     raise KeyError(
@@ -119,9 +122,12 @@ def _check_view(array: np.ndarray, role: str, key: str) -> np.ndarray:
     return present
 
 
-def _read_paired(data: Any, both: np.ndarray, paired_key: str | None, table_key: str | None) -> np.ndarray:
+def _read_paired(
+    data: Any, both: np.ndarray, paired_key: str | None, table_key: str | None, training: bool
+) -> np.ndarray:
     if paired_key is None:
-        column = find_column(data, _keys.PAIRED, table_key)
+        # pairs are for training only: coding uses every view
+        column = find_column(data, _keys.PAIRED, table_key) if training else None
         if column is not None and column.dtype == bool and not column.to_numpy()[both].all():
             warnings.warn(
                 f"obs[{_keys.PAIRED!r}] marks some observations as not paired, but paired_key was not given: every "
@@ -203,7 +209,7 @@ def read_views(
         rna=arrays["rna"],
         has_image=has["image"],
         has_rna=has["rna"],
-        paired=_read_paired(data, both, paired_key, table_key),
+        paired=_read_paired(data, both, paired_key, table_key, training=min_views == 2),
         section=section,
         sections=sections,
         library_key=library_key,

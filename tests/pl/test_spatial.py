@@ -311,6 +311,14 @@ def test_errors(tissue, kwargs, error, match):
     assert "domain_colors" not in tissue.uns
 
 
+def test_an_unknown_colour_map_leaves_no_figure_open(tissue):
+    with pytest.raises(KeyError, match="nowhere"):
+        stfuse.pl.spatial(tissue, "X_pca:0", library_key="section", cmap="nowhere")
+    with pytest.raises(KeyError, match="nowhere"):
+        stfuse.pl.embedding(tissue, "X_pca", "X_pca:0", method="pca", cmap="nowhere")
+    assert not plt.get_fignums()
+
+
 def test_several_panels_do_not_fit_one_axes(tissue):
     with pytest.raises(ValueError, match="one panel"):
         stfuse.pl.spatial(tissue, "domain", library_key="section", ax=plt.gca())

@@ -47,6 +47,9 @@ def test_a_crop_is_centered():
         (np.array([[[0.0, 12.4, 200.0]]]), [[0, 12, 200]]),
         (np.array([[[10, 20, 30, 255], [10, 20, 30, 0]]], dtype=np.uint8), [[10, 20, 30], [255, 255, 255]]),
         (np.array([[[0, 256, 65535]]], dtype=np.uint16), [[0, 1, 255]]),
+        # a camera of 12 bits; what fits into 8 bits is as it is
+        (np.array([[[0, 16, 4095]]], dtype=np.uint16), [[0, 1, 255]]),
+        (np.array([[[0, 16, 255]]], dtype=np.uint16), [[0, 16, 255]]),
         (np.array([[True, False]]), [[255, 255, 255], [0, 0, 0]]),
     ],
 )

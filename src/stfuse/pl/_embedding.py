@@ -122,6 +122,8 @@ def embedding(
     titles = [title] * len(keys) if title is None or isinstance(title, str) else list(title)
     if len(titles) != len(keys):
         raise ValueError(f"title has {len(titles)} entries for {len(keys)} panels.")
+    # before there is a figure, which an unknown colour map would leave open
+    scales = [number_scale(c, rows, cmap, vmin, vmax) for c in colors]
     points, labels = _flatten(codes[rows], use_rep, method, n_neighbors, seed)
     # in their own order the last section would cover the others
     shuffled = np.random.default_rng(seed).permutation(rows.size)
@@ -135,8 +137,7 @@ def embedding(
         groups = place([Block(1, need) for need in needs], (SIDE, SIDE), max(1, ncols), figsize, labels=0.2)
         panels = [group[0] for group in groups]
     area = size if size is not None else float(np.clip(24_000 / rows.size, 0.5, 40))
-    for panel, read, heading in zip(panels, colors, titles, strict=True):
-        mappable = number_scale(read, rows, cmap, vmin, vmax)
+    for panel, read, mappable, heading in zip(panels, colors, scales, titles, strict=True):
         faces = np.tile([MISSING], rows.size) if read is None else face_colors(read, rows, mappable)[0]
         panel.scatter(points[:, 0], points[:, 1], s=area, c=faces, alpha=alpha, lw=0, rasterized=rows.size > RASTERIZE)
         panel.set(xticks=[], yticks=[])

@@ -129,6 +129,9 @@ def spatial(
     n_panels = len(sections) * len(colors)
     titles = _titles(title, sections, colors)
     frames, ratio = windows(sections)
+    shown = np.concatenate([s.rows for s in sections])
+    # before there is a figure, which an unknown colour map would leave open
+    scales = [number_scale(c, shown, cmap, vmin, vmax) for c in colors]
 
     width = WIDE if n_panels == 1 else NARROW
     height = width * ratio
@@ -145,9 +148,7 @@ def spatial(
         groups = place([Block(len(sections), need) for need in needs], (width, height), max(1, ncols), figsize)
 
     style = {"size": size, "alpha": alpha}
-    shown = np.concatenate([s.rows for s in sections])
-    for color_read, panels in zip(colors, groups, strict=True):
-        mappable = number_scale(color_read, shown, cmap, vmin, vmax)
+    for color_read, mappable, panels in zip(colors, scales, groups, strict=True):
         for section, frame, panel in zip(sections, frames, panels, strict=True):
             draw_section(panel, section, frame, alpha_img)
             _draw_circles(panel, section, color_read, mappable, **style)

@@ -43,7 +43,10 @@ def library_image(spatial: Mapping[str, Any], library: str) -> LibraryImage:
 
 
 def as_uint8_rgb(image: Any, name: str) -> np.ndarray:
-    """Give an image as h x w x 3 of uint8: gray is repeated, alpha is laid on white, floats in [0, 1] are scaled."""
+    """Give an image as h x w x 3 of uint8: gray is repeated, alpha is laid on white, floats in [0, 1] are scaled.
+
+    Of 16-bit images the highest value tells how many bits were used (10, 12, 14 or 16).
+    """
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
@@ -69,7 +72,9 @@ def _to_uint8(pixels: np.ndarray, name: str) -> np.ndarray:
     if low >= 0 and high <= 255:
         return np.rint(pixels).astype(np.uint8)
     if pixels.dtype == np.uint16:
-        return (pixels >> 8).astype(np.uint8)
+        # cameras of 10, 12 or 14 bits leave the upper ones empty; the background of a stained section is bright
+        depth = next(bits for bits in (10, 12, 14, 16) if high < 2**bits)
+        return (pixels >> (depth - 8)).astype(np.uint8)
     raise ValueError(f"{name} must lie in 0..1 (floats) or 0..255, but reaches from {low} to {high}.")
 
 
