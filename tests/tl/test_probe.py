@@ -1,3 +1,5 @@
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -83,6 +85,36 @@ def test_nothing_is_learnt_from_noise(tissue):
     assert scores["macro_f1"].iloc[-1] < 0.6
 
 
+def test_whole_numbers_with_gaps_are_classes(tissue):
+    number = tissue.obs["domain"].astype("category").cat.codes.astype(float)
+    tissue.obs["number"] = number.where(np.arange(450) % 7 != 0)
+    scores = stfuse.tl.probe(tissue, use_rep="X_pca", label_key="number", n_splits=2)
+    out = tissue.obs["pca_probe_number"]
+    assert list(out.cat.categories) == ["0", "1", "2", "3", "4", "5", "unassigned"]
+    np.testing.assert_array_equal(out == "unassigned", tissue.obs["number"].isna())
+    assert scores["micro_f1"].iloc[-1] > 0.5
+
+
+def test_as_many_folds_as_groups(tissue):
+    scores = stfuse.tl.probe(tissue, use_rep="X_pca", label_key="domain", groups="section")
+    assert list(scores["fold"]) == ["0", "1", "2", "pooled"]
+    assert tissue.uns["pca_probe_domain"]["params"]["n_splits"] == 3
+
+
+def test_a_label_that_goes_along_with_groups_is_warned_of(tissue):
+    with pytest.warns(UserWarning, match="In 3 of 3 folds no class of the held-out"):
+        stfuse.tl.probe(tissue, use_rep="X_pca", label_key="section", groups="section")
+
+
+def test_sections_in_the_same_place_are_warned_of(tissue):
+    call = {"use_rep": "X_pca", "label_key": "domain", "splits": "spatial", "n_splits": 2}
+    with pytest.warns(UserWarning, match="450 of 450 observations lie exactly.*library_key="):
+        stfuse.tl.probe(tissue, **call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stfuse.tl.probe(tissue, library_key="section", **call)
+
+
 def test_missing_codes_and_labels(tissue, tmp_path):
     tissue.obsm["X_pca"][:20] = np.nan
     tissue.obs["label"] = tissue.obs["domain"].astype(object).where(np.arange(450) % 7 != 0)
@@ -115,7 +147,8 @@ def test_rare_classes_and_one_class_folds(tissue):
     tissue.obs["label"] = np.where(tissue.obs["section"] == "section1", "x", "y")
     tissue.obs["half"] = tissue.obs["label"]
     for model in ("logistic", "linear"):  # each head has seen one class and can say nothing else
-        scores = stfuse.tl.probe(tissue, use_rep="X_pca", label_key="label", groups="half", n_splits=2, model=model)
+        with pytest.warns(UserWarning, match="2 of 2 folds"):
+            scores = stfuse.tl.probe(tissue, use_rep="X_pca", label_key="label", groups="half", n_splits=2, model=model)
         assert scores["micro_f1"].iloc[-1] == 0
 
 
@@ -193,17 +226,31 @@ def test_spatial_split_is_harder_than_random_where_neighbours_are_alike(tissue):
         ({"label_key": "domain", "splits": "time"}, ValueError, "random, groups, spatial"),
         ({"label_key": "domain", "splits": "groups"}, ValueError, "groups="),
         ({"label_key": "domain", "splits": "random", "groups": "section"}, ValueError, "groups="),
-        ({"label_key": "domain", "groups": "section"}, ValueError, "fewer than n_splits=5"),
+        ({"label_key": "domain", "groups": "section", "n_splits": 4}, ValueError, "3 groups, fewer than n_splits=4"),
+        ({"label_key": "domain", "groups": "same"}, ValueError, 'leave groups= away and use splits="spatial"'),
+        ({"label_key": "domain", "n_splits": "5"}, TypeError, "n_splits must be a whole number.*'5'"),
+        ({"label_key": "domain", "lr": "0.1"}, TypeError, "lr must be a number above 0, got '0.1'"),
+        ({"label_key": "domain", "max_epochs": 0}, ValueError, "max_epochs must be"),
+        ({"label_key": "domain", "converged": "no"}, TypeError, "converged must be True or False"),
+        ({"label_key": "domain", "seed": "a"}, TypeError, "seed must be"),
+        ({"label_key": 5}, TypeError, "label_key must be a string"),
+        ({"label_key": "names"}, ValueError, "450 different values in 450 observations.*target_obsm="),
+        ({"label_key": "twice"}, ValueError, "several categories that read '1'"),
         ({"label_key": "domain", "groups": "holes", "n_splits": 2}, ValueError, "missing"),
         ({"label_key": "domain", "n_splits": 1}, ValueError, "n_splits"),
         ({"label_key": "domain", "n_splits": 451}, ValueError, "n_splits"),
-        ({"label_key": "domain", "splits": "spatial", "spatial_key": "xy"}, ValueError, "is not there"),
+        ({"label_key": "domain", "splits": "spatial", "spatial_key": "xy"}, KeyError, "No obsm.'xy' with coordinates"),
         ({"label_key": "domain", "key_added": "pca"}, ValueError, "record"),
+        ({"label_key": "domain", "key_added": "domain"}, ValueError, "would overwrite what is read as label_key"),
+        ({"label_key": "domain", "key_added": "class_rna"}, ValueError, "would overwrite obs.'class_rna'"),
+        ({"target_obsm": "shared", "key_added": "X_image"}, ValueError, "would overwrite obsm.'X_image'"),
     ],
 )
 @pytest.mark.filterwarnings("error")
 def test_errors_leave_the_object_alone(tissue, kwargs, error, match, assert_same):
     tissue.obs["same"], tissue.obs["decimal"] = "a", np.linspace(0, 1, 450)
+    tissue.obs["names"] = np.arange(450.0)
+    tissue.obs["twice"] = pd.Series([1, "1", 2] * 150, index=tissue.obs_names, dtype=object)
     tissue.obs["empty"] = pd.Categorical([None] * 450, categories=["a", "b"])
     tissue.obs["holes"] = pd.Series(["a", None, "b"] * 150, index=tissue.obs_names, dtype=object)
     before = tissue.copy()

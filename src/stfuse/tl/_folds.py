@@ -30,10 +30,15 @@ def group_folds(groups: np.ndarray, n_splits: int) -> np.ndarray:
     from sklearn.model_selection import GroupKFold
 
     n_groups = len(np.unique(groups))
+    if n_groups < 2:
+        raise ValueError(
+            "There is only one group with code and label, so that no other is left to train on: leave groups= away and use "
+            'splits="spatial" for blocks inside a section.'
+        )
     if n_groups < n_splits:
         raise ValueError(
-            f"There are {n_groups} group(s), fewer than n_splits={n_splits}: use n_splits={max(n_groups, 2)} or fewer, "
-            'or splits="spatial" for blocks inside a section.'
+            f"There are {n_groups} groups, fewer than n_splits={n_splits}: use n_splits={n_groups} or fewer, or leave "
+            "groups= away for other splits."
         )
     return _number(GroupKFold(n_splits).split(np.zeros(len(groups)), groups=groups), len(groups))
 

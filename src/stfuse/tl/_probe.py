@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 
 from stfuse import _keys, _read, _record
+from stfuse._check import check_flag, check_number, check_seed, check_target, check_text
+from stfuse._log import warn
 from stfuse._progress import progress
 from stfuse.metrics import macro_f1, micro_f1, r2
 from stfuse.tl._folds import group_folds, random_folds, spatial_folds
@@ -16,6 +18,7 @@ from stfuse.tl._heads import Head, fit_predict
 MODELS = ("linear", "logistic")
 SPLITS = ("random", "groups", "spatial")
 CONVERGED_EPOCHS = 1000
+N_SPLITS = 5
 
 
 class _Target(NamedTuple):
@@ -35,7 +38,7 @@ def probe(
     target_obsm: str | None = None,
     groups: str | None = None,
     splits: Literal["random", "groups", "spatial"] | None = None,
-    n_splits: int = 5,
+    n_splits: int | None = None,
     model: Literal["linear", "logistic"] = "logistic",
     max_epochs: int | None = None,
     lr: float = 1e-3,
@@ -59,7 +62,8 @@ def probe(
     use_rep
         Key of the code in `obsm`, n x d. It is standardised with mean and spread of each training fold.
     label_key
-        Column of `obs` with classes (categorical, text, whole numbers or boolean). Either this or `target_obsm`.
+        Column of `obs` with classes (categorical, text, whole numbers or boolean; missing ones are left out). Either
+        this or `target_obsm`.
     target_obsm
         Key of values to predict in `obsm`, n x targets (gene expression, pathway scores).
     groups
@@ -69,7 +73,7 @@ def probe(
         every code. `"groups"`: whole groups. `"spatial"`: `n_splits` compact blocks in each section, a fold is one
         block of each. None: `"groups"` if `groups` is given, else `"random"`.
     n_splits
-        Number of folds.
+        Number of folds. None: 5, or the number of groups if there are fewer.
     model
         `"logistic"`: scikit-learn's logistic regression; for `target_obsm` ridge regression with the penalty chosen by
         leave-one-out inside the training fold. `"linear"`: one linear layer trained by AdamW on cross-entropy or
@@ -81,9 +85,11 @@ def probe(
     converged
         Train `"linear"` until the training loss has not fallen by a thousandth for 20 epochs.
     library_key
-        Column of `obs` with the section, for `splits="spatial"`.
+        Column of `obs` with the section, for `splits="spatial"`. None: the column whose values are the sections of
+        `uns["spatial"]`, where it has several; else all are one section.
     key_added
-        Where the predictions go. None: `<code>_probe_<target>`, the code without its leading `X_`.
+        Where the predictions go. None: `<code>_probe_<target>`, the code without its leading `X_`. An earlier result
+        under this name is replaced, anything else refused.
     table_key
         Which table of a SpatialData.
     spatial_key
@@ -111,8 +117,17 @@ def probe(
     KeyError
         If a key is not there.
     ValueError
-        If not exactly one of `label_key` and `target_obsm` is given, if there is only one class, or if there are fewer
-        groups, positions or observations than folds.
+        If not exactly one of `label_key` and `target_obsm` is given, if there is only one class or hardly two
+        observations in each, if there are fewer groups, positions or observations than folds, if `key_added` is the name
+        of something else, or if a number is out of range.
+    TypeError
+        If an argument is of the wrong type.
+
+    Warns
+    -----
+    UserWarning
+        If a fold has only classes that its training observations do not have, as when each class lies in one group; or
+        if what counts as one section has observations in the same place (a forgotten `library_key`).
 
     Notes
     -----
@@ -134,33 +149,39 @@ def probe(
     """
     params = _record.params_of(locals(), "table_key")
     splits = splits or ("groups" if groups is not None else "random")
-    _check_arguments(label_key, target_obsm, groups, splits, n_splits, model)
+    _check_arguments(label_key, target_obsm, groups, splits, model)
+    _check_types(use_rep, spatial_key, n_splits, max_epochs, lr, converged, seed, copy)
     name = use_rep.removeprefix("X_")
     what = label_key if label_key is not None else str(target_obsm).removeprefix("X_")
-    key = key_added or f"{name}_probe_{what}"
-    if key == name:
-        raise ValueError(f"key_added={key!r} is where the record of the code is kept: choose another name.")
-
+    default = f"{name}_probe_{what}".replace("/", "_")
+    key = default if key_added is None else key_added
     box: Any = _read.container(data, table_key)
+    inputs = {"the record of the code": name, "use_rep": use_rep, "target_obsm": target_obsm, "label_key": label_key}
+    inputs |= {"groups": groups, "library_key": library_key, "spatial_key": spatial_key}
+    slots = ("obs" if label_key is not None else "obsm", "uns")
+    check_target(box, "key_added", key, slots=slots, mark="scores", inputs=inputs, default=default)
     codes = _read.read_rep(data, use_rep, table_key)
     has_code = _read.check_values(codes, f"obsm[{use_rep!r}]")
-    target = _read_labels(data, label_key, table_key) if label_key else _read_values(data, str(target_obsm), table_key)
+    if label_key is not None:
+        target = _read_labels(data, label_key, table_key)
+    else:
+        target = _read_values(data, str(target_obsm), table_key)
     rows = np.flatnonzero(has_code & target.known)
     if rows.size == 0:
         raise ValueError(f"No observation has both a code in obsm[{use_rep!r}] and a value of {what!r}.")
     values = target.values[rows]
-    if target.classes is not None and len(np.unique(values)) < 2:
-        only = target.classes[int(values[0])]
-        raise ValueError(
-            f"obs[{label_key!r}] has only one category with a code ({only!r}): there is nothing to tell apart."
-        )
+    if target.classes is not None:
+        _check_classes(values, target.classes, str(label_key))
 
     fold = _folds(data, splits, groups, library_key, spatial_key, table_key, rows, target, n_splits, seed)
+    if target.classes is not None:
+        _warn_of_unseen(values, fold)
     epochs = max_epochs if max_epochs is not None else CONVERGED_EPOCHS if converged else 10
     head = Head(model, epochs, lr, converged, seed)
     predicted, scores = _cross_validate(codes[rows], values, fold, head)
 
-    record = {"params": {**params, "splits": splits}, "scores": scores, "versions": _record.versions()}
+    chosen = {"splits": splits, "n_splits": int(fold.max()) + 1}
+    record = {"params": {**params, **chosen}, "scores": scores, "versions": _record.versions()}
     obs, obsm = _slots(key, predicted, rows, box, target)
     changed = _record.copy_of(data, table_key) if copy else data
     _record.write(changed, obs=obs, obsm=obsm, uns={key: record}, table_key=table_key)
@@ -168,8 +189,10 @@ def probe(
 
 
 def _check_arguments(
-    label_key: str | None, target_obsm: str | None, groups: str | None, splits: str, n_splits: int, model: str
+    label_key: str | None, target_obsm: str | None, groups: str | None, splits: str, model: str
 ) -> None:
+    for argument, text in (("label_key", label_key), ("target_obsm", target_obsm), ("groups", groups)):
+        check_text(argument, text, optional=True)
     if (label_key is None) == (target_obsm is None):
         raise ValueError("Give exactly one of label_key (classes in obs) and target_obsm (values in obsm).")
     if model not in MODELS:
@@ -180,20 +203,64 @@ def _check_arguments(
         raise ValueError(
             f'groups= belongs to splits="groups" and is needed there; got groups={groups!r}, splits={splits!r}.'
         )
-    if isinstance(n_splits, bool) or int(n_splits) != n_splits or n_splits < 2:
-        raise ValueError(f"n_splits must be a whole number of at least 2, got {n_splits!r}.")
+
+
+def _check_types(
+    use_rep: str, spatial_key: str, n_splits: int | None, max_epochs: int | None, lr: float, *rest: Any
+) -> None:
+    converged, seed, copy = rest
+    check_text("use_rep", use_rep)
+    check_text("spatial_key", spatial_key)
+    check_number("n_splits", n_splits, least=2, whole=True, optional=True)
+    check_number("max_epochs", max_epochs, least=1, whole=True, optional=True)
+    check_number("lr", lr, above=0)
+    check_flag("converged", converged)
+    check_flag("copy", copy)
+    check_seed(seed)
 
 
 def _read_labels(data: Any, key: str, table_key: str | None) -> _Target:
     column = _read.read_column(data, key, table_key)
     if pd.api.types.is_float_dtype(column.dtype):
-        raise ValueError(
-            f"obs[{key!r}] holds decimal numbers. For classes call .astype('category') on it, for regression put it into "
-            "obsm as an n x 1 array and pass target_obsm=."
-        )
+        values = column.to_numpy(dtype=float, na_value=np.nan)
+        if (np.isinf(values) | (values != np.rint(values)))[~np.isnan(values)].any():
+            raise ValueError(
+                f"obs[{key!r}] holds decimal numbers. For classes call .astype('category') on it, for regression put it "
+                "into obsm as an n x 1 array and pass target_obsm=."
+            )
+        # whole numbers, which one missing value makes decimal ones
+        column = pd.Series(values, index=column.index).astype("Int64")
     labels = pd.Categorical(column).remove_unused_categories()
     codes = labels.codes.astype(np.int64)
-    return _Target(codes, codes >= 0, [str(c) for c in labels.categories], None)
+    names = [str(c) for c in labels.categories]
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise ValueError(f"obs[{key!r}] has several categories that read {twice!r}, such as a number and its text.")
+    return _Target(codes, codes >= 0, names, None)
+
+
+def _check_classes(values: np.ndarray, classes: list[str], key: str) -> None:
+    n = len(np.unique(values))
+    if n < 2:
+        only = classes[int(values[0])]
+        raise ValueError(f"obs[{key!r}] has only one category with a code ({only!r}): there is nothing to tell apart.")
+    if n > max(2, len(values) / 2):
+        raise ValueError(
+            f"obs[{key!r}] has {n} different values in {len(values)} observations, which are hardly classes. For "
+            "regression put it into obsm as an n x 1 array and pass target_obsm=."
+        )
+
+
+def _warn_of_unseen(values: np.ndarray, fold: np.ndarray) -> None:
+    """Warn where a fold asks only for classes that its training observations cannot teach."""
+    n_folds = int(fold.max()) + 1
+    unseen = [not np.isin(values[fold == i], values[fold != i]).any() for i in range(n_folds)]
+    if any(unseen):
+        warn(
+            f"In {sum(unseen)} of {n_folds} folds no class of the held-out observations occurs among those trained on, "
+            "so that every prediction there is wrong: the label seems to go along with the groups. Use groups that "
+            "each hold several classes, or other splits."
+        )
 
 
 def _read_values(data: Any, key: str, table_key: str | None) -> _Target:
@@ -213,7 +280,7 @@ def _folds(
     table_key: str | None,
     rows: np.ndarray,
     target: _Target,
-    n_splits: int,
+    n_splits: int | None,
     seed: int,
 ) -> np.ndarray:
     if groups is not None:
@@ -222,16 +289,20 @@ def _folds(
             raise ValueError(
                 f"obs[{groups!r}] (groups) has {int(column.isna().sum())} missing value(s): fill them first."
             )
-        return group_folds(pd.factorize(column)[0], n_splits)
+        codes, names = pd.factorize(column)
+        return group_folds(codes, n_splits or max(2, min(N_SPLITS, len(names))))
+    n_splits = n_splits or N_SPLITS
     if splits == "random":
         return random_folds(target.values[rows] if target.classes is not None else None, rows.size, n_splits, seed)
     spatial = _read.read_coordinates(data, spatial_key, table_key)
-    if spatial is None or not np.isfinite(spatial[rows]).all():
-        state = "is not there" if spatial is None else "has missing coordinates"
-        raise ValueError(
-            f'splits="spatial" needs obsm[{spatial_key!r}], which {state}: use groups= or splits="random".'
-        )
-    section, _ = _read.read_sections(data, library_key, table_key)
+    mend = " splits='spatial' needs them: use groups= or splits='random'."
+    if spatial is None:
+        raise KeyError(_read.no_coordinates(data, spatial_key, table_key) + mend)
+    n_missing = int((~np.isfinite(spatial[rows]).all(1)).sum())
+    if n_missing:
+        raise ValueError(f"obsm[{spatial_key!r}] has {n_missing} observation(s) with missing coordinates.{mend}")
+    section, names = _read.read_sections(data, library_key, table_key)
+    _read.warn_if_stacked(spatial[rows], len(names), library_key)
     return spatial_folds(spatial[rows], section[rows], n_splits, seed)
 
 
