@@ -239,7 +239,7 @@ def test_spatial_split_is_harder_than_random_where_neighbours_are_alike(tissue):
         ({"label_key": "domain", "groups": "holes", "n_splits": 2}, ValueError, "missing"),
         ({"label_key": "domain", "n_splits": 1}, ValueError, "n_splits"),
         ({"label_key": "domain", "n_splits": 451}, ValueError, "n_splits"),
-        ({"label_key": "domain", "splits": "spatial", "spatial_key": "xy"}, KeyError, "No obsm.'xy' with coordinates"),
+        ({"label_key": "domain", "splits": "spatial", "spatial_key": "xy"}, KeyError, "No obsm.'xy'. with coordinates"),
         ({"label_key": "domain", "key_added": "pca"}, ValueError, "record"),
         ({"label_key": "domain", "key_added": "domain"}, ValueError, "would overwrite what is read as label_key"),
         ({"label_key": "domain", "key_added": "class_rna"}, ValueError, "would overwrite obs.'class_rna'"),
