@@ -210,3 +210,15 @@ def test_backed(tmp_path):
 
     backed = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
     np.testing.assert_allclose(rna_pca(backed, 5), expected, atol=1e-4)
+
+
+def test_dask_and_half_precision():
+    import dask.array as da
+
+    adata = synthetic_tissue(100, n_genes=60)
+    expected = rna_pca(adata, 5)
+    dense = adata.X.toarray()
+    chunks = da.from_array(dense, chunks=(30, 60))
+    for values in (chunks, chunks.map_blocks(csr_matrix), dense.astype(np.float16)):
+        adata.X = values
+        np.testing.assert_allclose(rna_pca(adata, 5), expected, atol=1e-4)

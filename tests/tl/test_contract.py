@@ -290,6 +290,12 @@ def test_mudata_without_any_pair(method, adata):
         assert np.isfinite(mdata.obsm[_keys.slots(method.name).fused]).all()
 
 
+def test_the_record_tells_which_sections_were_found(adata):
+    adata.uns["spatial"] = {name: {} for name in adata.obs["section"].cat.categories}
+    stfuse.tl.concat(adata)
+    assert adata.uns["concat"]["params"]["library_key"] == "section"
+
+
 @every_method
 def test_spatialdata(method, adata, assert_same):
     expected = run(method, adata, copy=True)
@@ -372,6 +378,12 @@ BAD = {
     "slash": (nothing, {"key_added": "a/b"}, ValueError, "without a slash"),
     "no name": (nothing, {"key_added": ""}, ValueError, "non-empty"),
     "overwrites a view": (nothing, {"key_added": "image"}, ValueError, "would overwrite 'X_image'"),
+    "overwrites a code": (
+        lambda a: a.obsm.__setitem__("X_scVI", np.ones((a.n_obs, 2))),
+        {"key_added": "scVI"},
+        ValueError,
+        "would overwrite obsm.'X_scVI'",
+    ),
     "overwrites uns": (nothing, {"key_added": "mine"}, ValueError, "no record of stfuse"),
     "seed": (nothing, {"seed": -1}, ValueError, "seed must be"),
     "seed of text": (nothing, {"seed": "0"}, ValueError, "seed must be"),

@@ -207,9 +207,11 @@ def _read_counts(adata: AnnData, layer: str | None) -> csr_matrix:
         raise ValueError(f"{where} is empty: there are no counts to make expression features from.")
     if values.shape[1] < 2:
         raise ValueError(f"{where} has one gene: shares of a total need at least two genes.")
-    # a backed matrix is read here
-    values = values.to_memory() if hasattr(values, "to_memory") else values
-    counts = csr_matrix(values if issparse(values) else np.asarray(values))
+    # a backed matrix is read here, one of Dask computed
+    for load in ("to_memory", "compute"):
+        values = getattr(values, load)() if hasattr(values, load) else values
+    values = values if issparse(values) else np.asarray(values)
+    counts = csr_matrix(values.astype(np.float32) if values.dtype == np.float16 else values)
     mend = "Expression features are made from raw counts: put them into X or a layer, or name features with rna_key=."
     if not np.isfinite(counts.data).all():
         raise ValueError(f"{where} has missing or infinite values. {mend}")

@@ -47,17 +47,25 @@ def _check_common(keys: dict[str, Any], run: dict[str, Any]) -> None:
         raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {run['seed']!r}.")
 
 
-def _check_free(box: Container, slots: _keys.Slots, keys: dict[str, Any]) -> None:
-    """Refuse a name under which results would overwrite the views or what another program keeps in ``uns``."""
+def _check_free(box: Container, slots: _keys.Slots, keys: dict[str, Any], method: str) -> None:
+    """Refuse a name under which results would overwrite the views or what somebody else keeps in ``uns`` or ``obsm``."""
     taken = {keys["image_key"], keys["rna_key"], _keys.SPATIAL} & set(slots)
     there = box.uns.get(slots.record)
-    if taken or (there is not None and not (isinstance(there, Mapping) and "method" in there and "n_obs" in there)):
-        what = (
-            f"{sorted(taken)[0]!r}, which is an input"
-            if taken
-            else f"uns[{slots.record!r}], which is no record of stfuse"
-        )
-        raise ValueError(f"key_added={slots.record!r} would overwrite {what}: choose another name.")
+    own = isinstance(there, Mapping) and "method" in there and "n_obs" in there
+    foreign = [key for key in _codes_of(slots) if key in box.obsm and not own and slots.record != method]
+    if taken:
+        what = f"{sorted(taken)[0]!r}, which is an input"
+    elif there is not None and not own:
+        what = f"uns[{slots.record!r}], which is no record of stfuse"
+    elif foreign:
+        what = f"obsm[{foreign[0]!r}], of which uns[{slots.record!r}] has no record"
+    else:
+        return
+    raise ValueError(f"key_added={slots.record!r} would overwrite {what}: choose another name, or delete it first.")
+
+
+def _codes_of(slots: _keys.Slots) -> tuple[str, ...]:
+    return slots.fused, slots.image, slots.rna, slots.private_image, slots.private_rna
 
 
 def run(
@@ -80,24 +88,18 @@ def run(
         from stfuse.train._fit import resolve_device
 
         resolve_device(train_params["device"])
-    _check_free(container(data, table_key), slots, keys)
+    _check_free(container(data, table_key), slots, keys, method)
     views = read_views(data, **keys, table_key=table_key, recipe=make_view)
     adata = private_adata(views, keys)
     model_class: Any = row.model_class()
-    model_class.setup_anndata(adata, **(keys | {"library_key": views.library_key}))
+    keys = keys | {"library_key": views.library_key}  # the one that was found, where none was named
+    model_class.setup_anndata(adata, **keys)
     model = model_class(adata, **model_params)
     model.train(**train_params)
     codes = model.codes()
     obsm = dict(views.made)
-    for name, code in (
-        (slots.fused, codes.fused),
-        (slots.image, codes.image),
-        (slots.rna, codes.rna),
-        (slots.private_image, codes.private_image),
-        (slots.private_rna, codes.private_rna),
-    ):
-        if code is not None:
-            obsm[name] = code
+    found = (codes.fused, codes.image, codes.rna, codes.private_image, codes.private_rna)
+    obsm |= {name: code for name, code in zip(_codes_of(slots), found, strict=True) if code is not None}
     record = {
         "method": method,
         "params": keys | model_params | {k: v for k, v in train_params.items() if k not in {"progress", "seed"}},
@@ -109,8 +111,7 @@ def run(
     }
     logger.info("%s: %s", row.title, ", ".join(f"{v} {k}" for k, v in views.counts().items()))
     target = _record.copy_of(data, table_key) if copy else data
-    stale = (slots.image, slots.rna, slots.private_image, slots.private_rna)
-    _record.write(target, obsm=obsm, uns={slots.record: record}, drop_obsm=stale, table_key=table_key)
+    _record.write(target, obsm=obsm, uns={slots.record: record}, drop_obsm=_codes_of(slots), table_key=table_key)
     return _returned(target if copy else None, model if return_model else None)
 
 
