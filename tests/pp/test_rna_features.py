@@ -222,3 +222,15 @@ def test_dask_and_half_precision():
     for values in (chunks, chunks.map_blocks(csr_matrix), dense.astype(np.float16)):
         adata.X = values
         np.testing.assert_allclose(rna_pca(adata, 5), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["spatial", "X_image"])
+def test_what_others_keep_is_not_written_over(key):
+    adata = synthetic_tissue(100, n_genes=60)
+    before = adata.obsm[key].copy()
+    with pytest.raises(ValueError, match=f"key_added='{key}' would overwrite"):
+        rna_features(adata, key_added=key)
+    np.testing.assert_array_equal(adata.obsm[key], before)
+    rna_features(adata, key_added="X_mine")
+    rna_features(adata, n_comps=3, key_added="X_mine")
+    assert adata.obsm["X_mine"].shape == (100, 3)

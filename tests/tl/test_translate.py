@@ -3,6 +3,7 @@ import warnings
 import anndata as ad
 import mudata
 import numpy as np
+import pytest
 
 import stfuse
 
@@ -40,3 +41,13 @@ def test_pairs_are_not_spoken_of_where_they_do_not_matter():
         warnings.filterwarnings("error", message=".*marks some observations")
         stfuse.tl.translate(mdata, model, source="image", target="rna")
         plain.codes(new)
+
+
+@pytest.mark.parametrize("key", ["X_image", "X_pca", "spatial"])
+def test_what_was_read_is_not_written_over(key):
+    adata = stfuse.datasets.synthetic_tissue(100, seed=1)
+    model = stfuse.tl.pcca(adata, return_model=True)
+    before = adata.obsm[key].copy()
+    with pytest.raises(ValueError, match=f"key_added='{key}' would overwrite"):
+        stfuse.tl.translate(adata, model, key_added=key)
+    np.testing.assert_array_equal(adata.obsm[key], before)

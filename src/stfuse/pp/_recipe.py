@@ -10,7 +10,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse
 
 from stfuse import _keys, _read, _record
-from stfuse._check import check_number
+from stfuse._check import check_number, check_target
 
 
 def rna_features(
@@ -95,6 +95,8 @@ def rna_features(
     table: Any = _read.container(data, table_key)
     if _read.is_mudata(table):
         raise TypeError('rna_features takes AnnData or SpatialData: pass the modality, for example mdata["rna"].')
+    inputs, slots = {"coordinates": _keys.SPATIAL}, ("obsm", "uns")
+    check_target(table, "key_added", key_added, slots=slots, mark="n_top_genes", inputs=inputs, default=_keys.RNA)
     if reference is None:
         scores, loadings = rna_pca(table, n_comps, n_top_genes, batch_key, layer)
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from stfuse import _keys, _record
+from stfuse._check import check_target
 from stfuse._read import container, is_mudata, read_coordinates
 from stfuse._views import read_views
 
@@ -57,7 +58,8 @@ def translate(
     TypeError
         If `model` is not a model of this package.
     ValueError
-        If source and target are not the two views, or the features have another width than in training.
+        If source and target are not the two views, if the features have another width than in training, or if `key_added` is
+        the key of a view or of the coordinates.
 
     Examples
     --------
@@ -76,10 +78,10 @@ def translate(
             f"model must be a trained stfuse model (stfuse.tl.cameo(..., return_model=True)), got {type(model).__name__}."
         )
     key = key_added or f"translated_{target}"
-    if "/" in key:
-        raise ValueError(f"key_added={key!r} holds a slash, which h5ad cannot store.")
     keys = model.setup_keys()
     box = container(data, table_key)
+    inputs = {name: keys[name] for name in ("image_key", "rna_key")} | {"coordinates": _keys.SPATIAL}
+    check_target(box, "key_added", key, slots=(), mark="", inputs=inputs)
     if is_mudata(box) or box is not data:
         keys = keys | {"paired_key": None}
         adata = private_adata(read_views(data, **keys, table_key=table_key, min_views=1), keys)
