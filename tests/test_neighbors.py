@@ -40,3 +40,13 @@ def test_many_coincident_points():
 @pytest.mark.parametrize("n", [0, 1])
 def test_empty_and_single(n):
     np.testing.assert_array_equal(section_neighbors(np.zeros((n, 2)), np.zeros(n, int), 3), np.zeros((n, 3), int))
+
+
+def test_the_order_of_rows_does_not_matter():
+    """At the border of a lattice many are equally far."""
+    xy = np.stack(np.meshgrid(np.arange(9.0), np.arange(7.0)), -1).reshape(-1, 2)
+    section = np.zeros(len(xy), int)
+    order = np.random.default_rng(0).permutation(len(xy))
+    rank = np.argsort(order)
+    expected = section_neighbors(xy, section, 6)
+    np.testing.assert_array_equal(order[section_neighbors(xy[order], section, 6)][rank], expected)

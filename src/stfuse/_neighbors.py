@@ -7,12 +7,14 @@ from scipy.spatial import cKDTree
 def section_neighbors(spatial: np.ndarray, section: np.ndarray, n_neighbors: int) -> np.ndarray:
     """Nearest neighbours inside each section: an n x k integer table, padded with the row itself.
 
-    The observation itself is not among its neighbours unless its section is too small.
+    The observation itself is not among its neighbours unless its section is too small. Of several that are equally far, as on
+    a lattice, the places decide and not the order of the rows.
     """
     n = spatial.shape[0]
     table = np.repeat(np.arange(n)[:, None], n_neighbors, axis=1)
     for code in np.unique(section):
         rows = np.flatnonzero(section == code)
+        rows = rows[np.lexsort(spatial[rows].T)]
         k = min(n_neighbors, rows.size - 1)
         if k < 1:
             continue
