@@ -49,7 +49,8 @@ def test_history_of_a_method_after_h5ad(tissue, tmp_path):
     tissue.uns["m"] = {"history": pd.DataFrame({"held_out_rank": [0.3, 0.2], "empty": np.nan}, index=[1, 2])}
     tissue.write_h5ad(tmp_path / "a.h5ad")
     ax = stfuse.pl.history(ad.read_h5ad(tmp_path / "a.h5ad"), "m", save=tmp_path / "a.png")
-    assert ax.get_title() == "held-out rank" and (tmp_path / "a.png").exists()
+    assert ax.get_title() == "held-out pairs (lower is better)" and ax.get_ylabel() == "mean log rank fraction"
+    assert (tmp_path / "a.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,9 @@ def test_history_of_a_method_after_h5ad(tissue, tmp_path):
         (None, "m", ValueError, "closed form"),
         ({}, "m", ValueError, "closed form"),
         (pd.DataFrame({"a": ["x", "y"]}), "m", ValueError, "no numbers"),
+        (pd.DataFrame({"a": [1.0]}), "m", ValueError, "one row.*no curve"),
+        (pd.DataFrame({"a": [1.0]}), "n", KeyError, "'m'"),
+        (pd.DataFrame({"a": [1.0]}), 5, TypeError, "key must be"),
         (pd.DataFrame({"a": [1.0]}), "cameo", KeyError, "'m'"),
         (pd.DataFrame({"a": [1.0]}), "text", KeyError, "'m'"),
     ],
@@ -66,6 +70,38 @@ def test_no_history(tissue, history, key, error, match):
     tissue.uns["text"] = "cameo"
     with pytest.raises(error, match=match):
         stfuse.pl.history(record(tissue, history), key)
+
+
+def test_a_method_in_closed_form_has_no_history(tissue):
+    stfuse.tl.pcca(tissue)
+    with pytest.raises(ValueError, match=r"no curve to draw.*uns\['pcca'\]\['report'\]"):
+        stfuse.pl.history(tissue, "pcca")
+    assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_the_kept_epoch_is_marked(tissue, kept):
+    history = pd.DataFrame({"a": [3.0, 2, 1], "held_out_rank": [3.0, 1, 2]}, index=pd.RangeIndex(1, 4, name="epoch"))
+    tissue.uns["m"] = {"history": history, "report": {"epochs_kept": kept}}
+    for ax in stfuse.pl.history(tissue, "m"):
+        assert [list(line.get_xdata()) for line in ax.lines[1:]] == ([[2, 2]] if kept else [])
+        assert [t.get_text() for t in ax.texts] == (["kept"] if kept else [])
+
+
+def test_a_file_that_cannot_be_written_is_refused_first(tissue, tmp_path):
+    record(tissue, {"a": [1.0, 2.0]})
+    for draw in (
+        lambda save: stfuse.pl.history(tissue, "m", save=save),
+        lambda save: stfuse.pl.spatial(tissue, "domain", save=save),
+        lambda save: stfuse.pl.embedding(tissue, "X_pca", method="pca", save=save),
+    ):
+        with pytest.raises(FileNotFoundError, match="no folder.*Make it first"):
+            draw(tmp_path / "none" / "a.png")
+        with pytest.raises(ValueError, match="saved as .*png"):
+            draw(tmp_path / "a.docx")
+        with pytest.raises(TypeError, match="save must be a path"):
+            draw(5)
+    assert not plt.get_fignums()
 
 
 def test_pca_is_scikit_learns(tissue):
@@ -117,6 +153,10 @@ def test_panels_and_own_axes(tissue, tmp_path):
         ({"use_rep": "X_empty"}, ValueError, "too few"),
         ({"method": "tsne"}, ValueError, "umap"),
         ({"color": "nothing"}, KeyError, "nothing"),
+        ({"n_neighbors": "15"}, TypeError, "n_neighbors must be"),
+        ({"seed": "a"}, TypeError, "seed must be"),
+        ({"size": -1}, ValueError, "size must be a number above 0"),
+        ({"legend": "no"}, TypeError, "legend must be True or False"),
         ({"color": ["domain", "gene1"], "ax": True}, ValueError, "one panel"),
         ({"color": ["domain", "gene1"], "title": ["a"]}, ValueError, "title"),
     ],

@@ -285,6 +285,67 @@ def test_spatialdata(tissue):
     assert len(stfuse.pl.spatial(sdata, "domain", library_key="section")) == 3
 
 
+# missing values, order, scale
+
+
+def test_missing_numbers_have_an_entry_in_the_legend(slide):
+    slide.obs["score"] = [1.0, np.nan, 2, 3]
+    ax = stfuse.pl.spatial(slide, "score")
+    assert texts(ax) == ["missing"] and len(ax.child_axes) == 1
+    slide.obs["score"] = [1.0, 4, 2, 3]
+    assert stfuse.pl.spatial(slide, "score").get_legend() is None
+
+
+def test_a_column_without_values_is_grey_and_has_no_colour_bar(slide):
+    slide.obs["nothing"] = np.nan
+    ax = stfuse.pl.spatial(slide, "nothing")
+    assert texts(ax) == ["missing"] and not ax.child_axes
+    assert {to_hex(c) for c in circles(ax).get_facecolors()} == {"#d3d3d3"}
+
+
+def test_text_is_sorted_as_people_do_and_categories_keep_their_order(slide):
+    slide.obs["type"] = ["type 10", "type 2", "type 1", "type 10"]
+    assert texts(stfuse.pl.spatial(slide, "type")) == ["type 1", "type 2", "type 10"]
+    slide.obs["type"] = pd.Categorical(slide.obs["type"], ["type 2", "type 10", "type 1"])
+    assert texts(stfuse.pl.spatial(slide, "type")) == ["type 2", "type 10", "type 1"]
+    slide.obs["mixed"] = pd.Series([1, "1", None, "b"], index=slide.obs_names, dtype=object)
+    assert texts(stfuse.pl.spatial(slide, "mixed")) == ["1", "b", "missing"]
+
+
+def test_percentiles_as_ends_of_the_scale(slide):
+    slide.obs["score"] = [0.0, 10, 20, 100]
+    ax = stfuse.pl.spatial(slide, "score", vmin="p10", vmax="p50")
+    low, high = ax.child_axes[0].get_ylim()
+    assert (low, high) == pytest.approx((3.0, 15.0))
+    assert stfuse.pl.spatial(slide, "score", vmin=200).child_axes  # beyond all values
+
+
+def test_a_lone_spot_is_not_blown_up(tissue):
+    one = np.flatnonzero(tissue.obs["section"] == "section1")[:1]
+    rest = np.flatnonzero(tissue.obs["section"] != "section1")
+    axes = stfuse.pl.spatial(tissue[np.concatenate([one, rest])].copy(), "domain", library_key="section")
+    widths = [circles(ax).get_widths()[0] for ax in axes]
+    assert widths[0] == pytest.approx(widths[1], rel=0.2)
+    for ax, width in zip(axes, widths, strict=True):
+        assert width < np.ptp(ax.get_xlim()) / 7
+
+
+def test_sections_on_each_other_are_warned_of(tissue):
+    with pytest.warns(UserWarning, match="300 of 300 observations lie exactly.*library_key="):
+        stfuse.pl.spatial(tissue, "domain")
+
+
+def test_columns_of_modalities(slide):
+    rna = slide[["a", "b", "c"]].copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mdata = MuData({"image": slide, "rna": rna})
+    mdata["rna"].obs["kind"] = ["u", "v", "v"]
+    assert texts(stfuse.pl.spatial(mdata, "rna:kind")) == ["u", "v", "missing"]
+    with pytest.raises(ValueError, match="'kind' differs.*'image:kind', 'rna:kind'"):
+        stfuse.pl.spatial(mdata, "kind")
+
+
 # bad input
 
 
@@ -303,6 +364,23 @@ def test_spatialdata(tissue):
         ({"color": "domain", "palette": {"a": "red"}}, ValueError, "no colour for"),
         ({"color": "domain", "palette": "rainbows"}, ValueError, "colour map"),
         ({"color": "domain", "title": ["a", "b"]}, ValueError, "title"),
+        ({"color": "domian"}, KeyError, "Did you mean 'domain'"),
+        ({"color": "GENE10"}, KeyError, "Did you mean 'gene10'"),
+        ({"color": 5}, TypeError, "color must be a string, got 5"),
+        ({"color": ["domain", 5]}, TypeError, "color must be a string, got 5"),
+        ({"color": "domain", "library_id": "sektion1"}, KeyError, "Did you mean 'section1'"),
+        ({"color": "domain", "spatial_key": "spatail"}, KeyError, "Did you mean 'spatial'"),
+        ({"color": "domain", "palette": 5}, TypeError, "palette must be"),
+        ({"color": "domain", "palette": ["blu"] * 20}, ValueError, "palette has 'blu'"),
+        ({"color": "domain", "size": 0}, ValueError, "size must be a number above 0, got 0"),
+        ({"color": "domain", "size": None}, TypeError, "size must be"),
+        ({"color": "domain", "alpha": 2}, ValueError, "alpha must be a number between 0 and 1"),
+        ({"color": "domain", "ncols": 0}, ValueError, "ncols must be a whole number of at least 1"),
+        ({"color": "domain", "ncols": "2"}, TypeError, "ncols must be"),
+        ({"color": "domain", "img": "no"}, TypeError, "img must be True or False"),
+        ({"color": "domain", "figsize": 4}, TypeError, "figsize must be"),
+        ({"color": "gene1", "vmin": "low"}, ValueError, "vmin must be a number, a percentile"),
+        ({"color": "gene1", "vmin": 2, "vmax": 1}, ValueError, "vmin=2 lies above vmax=1"),
     ],
 )
 def test_errors(tissue, kwargs, error, match):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, is_color_like, to_hex, to_rgba_array
 
 from stfuse import _keys, _read
+from stfuse._check import check_number, check_text, did_you_mean
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart, and four more for the way up to twelve.
 PALETTE = (
@@ -20,6 +22,7 @@ PALETTE = (
 )
 MISSING, UNASSIGNED = "#D3D3D3", "#9E9E9E"
 
+Limit = float | str | None
 Palette = str | Sequence[str] | Mapping[str, str] | None
 
 
@@ -36,10 +39,18 @@ class Color(NamedTuple):
         return isinstance(self.values, pd.Categorical)
 
 
+def color_keys(color: Any) -> list[Any]:
+    """Turn ``color=`` into a list; [None] draws no colour."""
+    if color is None or isinstance(color, str) or not hasattr(color, "__iter__"):
+        return [color]
+    return list(color)
+
+
 def read_color(
     data: Any, key: str, *, palette: Palette = None, layer: str | None = None, table_key: str | None
 ) -> Color:
     """Look ``key`` up: a column of ``obs``, then a gene, then ``"<obsm key>:<column>"``."""
+    check_text("color", key)
     box: Any = _read.container(data, table_key)
     column = _read.find_column(data, key, table_key)
     if column is None:
@@ -50,10 +61,21 @@ def read_color(
         return Color(key, values, {})
     if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
         return Color(key, column.to_numpy(dtype=float, na_value=np.nan), {})
-    categories = pd.Categorical(column)
-    names = [str(c) for c in categories.categories]
-    categories = pd.Categorical.from_codes(categories.codes, names)
-    return Color(key, categories, _category_colors(box, key, names, palette))
+    categories = _categories(column)
+    return Color(key, categories, _category_colors(box, key, list(categories.categories), palette))
+
+
+def _categories(column: pd.Series) -> pd.Categorical:
+    """Categories as text: in their own order where the column has one, else "type 2" before "type 10", as anndata."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        names = [str(c) for c in column.cat.categories]
+        if len(set(names)) == len(names):
+            return pd.Categorical.from_codes(column.cat.codes.to_numpy(), names)
+    text = column.astype(object).map(str, na_action="ignore")
+    parts = {name: re.split(r"(\d+)", name) for name in text.dropna().unique()}
+    return pd.Categorical(
+        text, sorted(parts, key=lambda n: [(int(p), "") if p.isdecimal() else (-1, p) for p in parts[n]])
+    )
 
 
 def _gene(box: Any, key: str, layer: str | None) -> np.ndarray | None:
@@ -90,9 +112,12 @@ def _obsm_column(data: Any, key: str, table_key: str | None) -> np.ndarray | Non
 
 
 def _not_found(box: Any, key: str) -> str:
+    columns = _read.columns_of(box)
+    genes = [g for m in box.mod.values() for g in m.var_names] if _read.is_mudata(box) else list(box.var_names)
     return (
-        f"{key!r} is neither a column of obs ({', '.join(map(str, box.obs.columns)) or 'none'}), nor a gene, nor a column "
+        f"{key!r} is neither a column of obs ({', '.join(columns) or 'none'}), nor a gene, nor a column "
         f"of obsm written as 'key:column', for example 'X_pca:0' (obsm has {', '.join(box.obsm.keys()) or 'nothing'})."
+        f"{did_you_mean(key, [*columns, *genes])}"
     )
 
 
@@ -140,6 +165,8 @@ def default_colors(names: Sequence[str]) -> dict[str, str]:
 
 
 def _from_palette(palette: Palette, names: list[str]) -> dict[str, str]:
+    if not isinstance(palette, str | Mapping | Sequence | np.ndarray):
+        raise TypeError(f"palette must be the name of a colour map, a list or a dict of colours, got {palette!r}.")
     if isinstance(palette, str):
         try:
             cmap: Any = colormaps[palette]
@@ -150,23 +177,57 @@ def _from_palette(palette: Palette, names: list[str]) -> dict[str, str]:
         missing = [name for name in names if name not in palette and name != _keys.UNASSIGNED]
         if missing:
             raise ValueError(f"palette has no colour for {', '.join(missing)}.")
-        return {name: to_hex(palette.get(name, UNASSIGNED)) for name in names}
+        return {name: _hex(palette.get(name, UNASSIGNED)) for name in names}
     if palette is None or len(palette) < len(names):
         raise ValueError(f"palette has {len(palette or ())} colours for {len(names)} categories.")
-    return {name: to_hex(color) for name, color in zip(names, palette, strict=False)}
+    return {name: _hex(color) for name, color in zip(names, palette, strict=False)}
 
 
-def number_scale(
-    color: Color | None, rows: np.ndarray, cmap: str, vmin: float | None, vmax: float | None
-) -> ScalarMappable | None:
-    """Make the colour scale of numbers over the observations in ``rows``; None for categories."""
+def _hex(color: Any) -> str:
+    if not is_color_like(color):
+        raise ValueError(f"palette has {color!r}, which is no colour that matplotlib knows.")
+    return to_hex(color)
+
+
+def number_scale(color: Color | None, rows: np.ndarray, cmap: str, vmin: Limit, vmax: Limit) -> ScalarMappable | None:
+    """Make the colour scale of numbers over the observations in ``rows``; None for categories.
+
+    Its array holds the values, so that a legend knows whether some are missing.
+    """
+    ends = [_limit(name, value) for name, value in (("vmin", vmin), ("vmax", vmax))]
     if color is None or color.categorical:
         return None
-    values = np.asarray(color.values)[rows]
-    values = values[np.isfinite(values)]
-    low = vmin if vmin is not None else values.min() if values.size else 0.0
-    high = vmax if vmax is not None else values.max() if values.size else 1.0
-    return ScalarMappable(Normalize(low, high), colormaps[cmap])
+    values = np.ma.masked_invalid(np.asarray(color.values, dtype=float)[rows])
+    known = values.compressed()
+    if not known.size:
+        known = np.array([0.0, 1.0])
+    low, high = (
+        float(np.percentile(known, percent)) if end is None else end
+        for end, percent in ((ends[0][0], ends[0][1] or 0), (ends[1][0], 100 if ends[1][1] is None else ends[1][1]))
+    )
+    if low > high and (vmin is None or vmax is None):  # an end that was given beyond all values
+        low, high = (high, high) if vmin is None else (low, low)
+    if low > high:
+        raise ValueError(f"vmin={vmin!r} lies above vmax={vmax!r} for {color.name!r} (from {low:g} to {high:g}).")
+    mappable = ScalarMappable(Normalize(low, high), colormaps[cmap])
+    mappable.set_array(values)
+    return mappable
+
+
+def _limit(name: str, value: Limit) -> tuple[float | None, float | None]:
+    """Read an end of the scale: a number, or the percentile that "p5" stands for."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"p(\d+(?:\.\d*)?)", value)
+        if not match or float(match[1]) > 100:
+            raise ValueError(f"{name} must be a number, a percentile such as 'p99', or None, got {value!r}.")
+        return None, float(match[1])
+    check_number(name, value, optional=True)
+    return value, None
+
+
+def n_missing(mappable: ScalarMappable | None) -> int:
+    """Count observations without a value on a colour scale."""
+    return 0 if mappable is None else int(np.ma.count_masked(np.ma.asarray(mappable.get_array())))
 
 
 def face_colors(color: Color, rows: np.ndarray, mappable: ScalarMappable | None) -> tuple[np.ndarray, np.ndarray]:

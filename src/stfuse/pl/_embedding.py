@@ -11,8 +11,9 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from stfuse import _read
-from stfuse.pl._color import MISSING, Palette, face_colors, keep_colors, number_scale, read_color
-from stfuse.pl._layout import Block, draw_legend, draw_title, height_of, legend_width, place, save_figure
+from stfuse._check import check_number, check_seed, check_text
+from stfuse.pl._color import MISSING, Palette, color_keys, face_colors, keep_colors, number_scale, read_color
+from stfuse.pl._layout import Block, check_drawing, draw_legend, draw_title, height_of, legend_width, place, save_figure
 from stfuse.pl._spatial import RASTERIZE
 
 SIDE = 3.4
@@ -28,8 +29,8 @@ def embedding(
     layer: str | None = None,
     palette: Palette = None,
     cmap: str = "viridis",
-    vmin: float | None = None,
-    vmax: float | None = None,
+    vmin: float | str | None = None,
+    vmax: float | str | None = None,
     size: float | None = None,
     alpha: float = 0.9,
     ncols: int = 3,
@@ -66,7 +67,7 @@ def embedding(
     cmap
         Colour map of numbers.
     vmin, vmax
-        Ends of the colour scale.
+        Ends of the colour scale: numbers, or percentiles such as `"p99"`.
     size
         Area of a point in square points. None: smaller the more points there are.
     alpha
@@ -98,7 +99,12 @@ def embedding(
     KeyError
         If the code or a colour is not there.
     ValueError
-        If the method is unknown, fewer than 4 observations have a code, or `ax` is given for several panels.
+        If the method is unknown, fewer than 4 observations have a code, `ax` is given for several panels, or a number
+        is out of range.
+    TypeError
+        If an argument is of the wrong type.
+    FileNotFoundError
+        If there is no folder to save the figure in.
 
     Examples
     --------
@@ -109,7 +115,11 @@ def embedding(
     """
     if method not in ("umap", "pca"):
         raise ValueError(f'method must be "umap" or "pca", got {method!r}.')
-    keys = [None] if color is None else [color] if isinstance(color, str) else list(color)
+    check_number("n_neighbors", n_neighbors, least=2, whole=True)
+    check_seed(seed)
+    check_text("use_rep", use_rep)
+    check_drawing(size, {"alpha": alpha}, ncols, {"legend": legend}, figsize, save)
+    keys = color_keys(color)
     if ax is not None and len(keys) != 1:
         raise ValueError(f"ax= takes one panel, but {len(keys)} colours were given.")
     codes = _read.read_rep(data, use_rep, table_key)
@@ -133,8 +143,10 @@ def embedding(
         panels, side = [ax], height_of(ax)
     else:
         side = SIDE
-        needs = [legend_width(c, SIDE, None) if c and legend else 0.0 for c in colors]
-        groups = place([Block(1, need) for need in needs], (SIDE, SIDE), max(1, ncols), figsize, labels=0.2)
+        needs = [
+            legend_width(c, SIDE, None, scale) if c and legend else 0.0 for c, scale in zip(colors, scales, strict=True)
+        ]
+        groups = place([Block(1, need) for need in needs], (SIDE, SIDE), ncols, figsize, labels=0.2)
         panels = [group[0] for group in groups]
     area = size if size is not None else float(np.clip(24_000 / rows.size, 0.5, 40))
     for panel, read, mappable, heading in zip(panels, colors, scales, titles, strict=True):

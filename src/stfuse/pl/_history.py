@@ -13,9 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from stfuse import _read
-from stfuse.pl._layout import save_figure
+from stfuse._check import check_number, check_text, did_you_mean
+from stfuse.pl._layout import check_save, save_figure
 
 TRAIN, HELD_OUT = "#0072B2", "#D55E00"
+# Columns whose own names are too short to tell what they are: title and label of the axis.
+_WORDS = {"held_out_rank": ("held-out pairs (lower is better)", "mean log rank fraction")}
+_SMALL: dict[str, Any] = {"textcoords": "offset points", "va": "top", "fontsize": 8, "color": "#555555"}
 _PART = re.compile(r"(?:^|_)(train|validation|val|held_out)(?=_|$)")
 
 
@@ -32,7 +36,7 @@ def history(
 
     Curves of one loss on training and on held-out observations (`loss_train`, `loss_validation`) share a panel. A
     training that goes well falls and levels off; one whose held-out curve rises again has begun to memorise. Losses of
-    an adversarial game need not fall.
+    an adversarial game need not fall. Where held-out pairs chose an epoch, a line marks it.
 
     Parameters
     ----------
@@ -59,7 +63,8 @@ def history(
     KeyError
         If there is no such record.
     ValueError
-        If the method has no epochs, such as one in closed form.
+        If the method has no epochs, such as one in closed form, or only one. What was measured instead is in
+        `uns[key]["report"]`.
 
     Examples
     --------
@@ -69,7 +74,10 @@ def history(
     >>> stfuse.pl.history(adata, "mine").get_title()
     'loss'
     """
-    curves = _history_of(data, key, table_key)
+    check_text("key", key)
+    check_number("ncols", ncols, least=1, whole=True)
+    check_save(save)
+    curves, kept = _history_of(data, key, table_key)
     panels = _group(curves)
     ncols = max(1, min(ncols, len(panels)))
     nrows = -(-len(panels) // ncols)
@@ -85,7 +93,12 @@ def history(
             ax.plot(
                 values.index, values, color=HELD_OUT if part == "held out" else TRAIN, lw=1.6, marker=marker, label=part
             )
-        ax.set_title(name if "training" in parts else f"held-out {name}", fontsize=10)
+        title, label = _WORDS.get(next(iter(parts.values())), (name if "training" in parts else f"held-out {name}", ""))
+        ax.set_title(title, fontsize=10)
+        ax.set_ylabel(label, fontsize=9)
+        if kept:
+            ax.axvline(kept, color="#777777", lw=1, ls="--", zorder=0)
+            ax.annotate("kept", (kept, 1), (2, -2), xycoords=("data", "axes fraction"), **_SMALL)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
         ax.margins(x=0.02)
@@ -99,14 +112,21 @@ def history(
     return axes[0] if len(axes) == 1 else axes
 
 
-def _history_of(data: Any, key: str, table_key: str | None) -> pd.DataFrame:
+def _history_of(data: Any, key: str, table_key: str | None) -> tuple[pd.DataFrame, int]:
+    """Read the curves, and the epoch that was kept (0: none, or not known)."""
     box: Any = _read.container(data, table_key)
     if key not in box.uns or not hasattr(box.uns[key], "get"):
         records = [k for k, v in box.uns.items() if hasattr(v, "get") and "history" in v]
-        raise KeyError(f"No record of a training in uns[{key!r}]. There is {', '.join(map(repr, records)) or 'none'}.")
-    found = box.uns[key].get("history")
+        there = f"{did_you_mean(key, records)} There is {', '.join(map(repr, records)) or 'none'}."
+        raise KeyError(f"No record of a training in uns[{key!r}].{there}")
+    record = box.uns[key]
+    found, report = record.get("history"), record.get("report")
+    report = report if hasattr(report, "get") and len(report) else {}
+    instead = f" What was measured instead is in uns[{key!r}]['report']." if report else ""
     if found is None or len(found) == 0:
-        raise ValueError(f"uns[{key!r}] has no history: the method is computed in closed form, without epochs.")
+        raise ValueError(
+            f"uns[{key!r}] has no history: the method is computed in closed form, without epochs.{instead}"
+        )
     if isinstance(found, pd.DataFrame):
         curves = found
     else:  # a dict of arrays, or of one-column tables as scvi-tools keeps them
@@ -115,7 +135,12 @@ def _history_of(data: Any, key: str, table_key: str | None) -> pd.DataFrame:
     numbers = numbers.loc[:, numbers.columns != "epoch"].set_axis(numbers["epoch"]) if "epoch" in numbers else numbers
     if numbers.shape[1] == 0:
         raise ValueError(f"The history in uns[{key!r}] holds no numbers.")
-    return numbers
+    if len(numbers) < 2:
+        raise ValueError(
+            f"The history in uns[{key!r}] is one row, from a method in closed form or a training of one epoch: there is "
+            f"no curve to draw.{instead}"
+        )
+    return numbers, int(report.get("epochs_kept", 0))
 
 
 def _group(curves: pd.DataFrame) -> dict[str, dict[str, str]]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.cm import ScalarMappable
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
-from stfuse.pl._color import MISSING, Color
+from stfuse._check import check_flag, check_number
+from stfuse.pl._color import MISSING, Color, n_missing
 
 TITLE, GAP, MARGIN = 0.34, 0.14, 0.12
 TEXT, TITLE_SIZE = 9, 10.5
@@ -60,10 +63,10 @@ def legend_columns(n: int, height: float) -> int:
     return math.ceil(n / max(1, int((height - ROW) / ROW)))
 
 
-def legend_width(color: Color, height: float, title: str | None) -> float:
+def legend_width(color: Color, height: float, title: str | None, mappable: ScalarMappable | None = None) -> float:
     """Inches that the legend takes."""
     if not color.categorical:
-        return BAR
+        return max(BAR, text_width("missing") + 0.5) if n_missing(mappable) else BAR
     names = legend_names(color)
     columns = legend_columns(len(names), height)
     width = columns * (max(map(text_width, names), default=0) + 0.38)
@@ -109,6 +112,38 @@ def height_of(ax: Axes) -> float:
     return float(ax.get_window_extent().height / ax.figure.dpi)
 
 
+def check_drawing(
+    size: Any, alphas: dict[str, Any], ncols: Any, flags: dict[str, Any], figsize: Any, save: str | Path | None
+) -> None:
+    """Refuse, before anything is read or drawn, what no figure can have."""
+    check_number("size", size, above=0, optional=True)
+    for name, alpha in alphas.items():
+        check_number(name, alpha, least=0, most=1)
+    check_number("ncols", ncols, least=1, whole=True)
+    for name, flag in flags.items():
+        check_flag(name, flag)
+    if figsize is not None:
+        if isinstance(figsize, str) or not hasattr(figsize, "__len__") or len(figsize) != 2:
+            raise TypeError(f"figsize must be (width, height) in inches, got {figsize!r}.")
+        for length in figsize:
+            check_number("figsize", length, above=0)
+    check_save(save)
+
+
+def check_save(path: str | Path | None) -> None:
+    """Refuse, before anything is drawn, a file that can't be written."""
+    if path is None:
+        return
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"save must be a path or None, got {path!r}.")
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"save={str(path)!r}: there is no folder {str(path.parent)!r}. Make it first.")
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in kinds:
+        raise ValueError(f"save={str(path)!r}: figures are saved as {', '.join(sorted(kinds))}.")
+
+
 def save_figure(ax: Axes, path: str | Path) -> None:
     """Save the figure that the axes lie in, with everything that stands around them."""
     figure: Any = ax.figure
@@ -117,24 +152,22 @@ def save_figure(ax: Axes, path: str | Path) -> None:
 
 def draw_legend(ax: Axes, color: Color, height: float, mappable: ScalarMappable | None, title: str | None) -> None:
     """Put the legend or the colour bar to the right of a panel."""
-    if mappable is not None:
-        inset = ax.inset_axes((1.04, 0.14, min(0.045, 0.14 / height), 0.72))
-        bar: Any = ax.figure.colorbar(mappable, cax=inset)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=TEXT - 1, length=2)
-        bar.locator = MaxNLocator(5)
-        bar.update_ticks()
-        if title:
-            bar.ax.set_title(title, fontsize=TEXT, loc="left", pad=6)
-        return
-    names = legend_names(color)
+    where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    if mappable is None:
+        names = legend_names(color)
+    else:
+        missing = n_missing(mappable)
+        if missing < np.ma.asarray(mappable.get_array()).size:
+            _draw_bar(ax, height, mappable, title)
+            title = None
+        if not missing:
+            return
+        names, where = ["missing"], {"loc": "lower left", "bbox_to_anchor": (1.0, -0.02)}
     tint = {**color.colors, "missing": color.colors.get("missing", MISSING)}
     handles = [Line2D([], [], marker="o", ls="", ms=6.5, mec="none", color=tint[name], label=name) for name in names]
     ax.legend(
         handles=handles,
         ncols=legend_columns(len(names), height),
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
         frameon=False,
         fontsize=TEXT,
         title=title,
@@ -144,4 +177,16 @@ def draw_legend(ax: Axes, color: Color, height: float, mappable: ScalarMappable 
         columnspacing=0.8,
         labelspacing=0.45,
         borderaxespad=0.3,
+        **where,
     )
+
+
+def _draw_bar(ax: Axes, height: float, mappable: ScalarMappable, title: str | None) -> None:
+    inset = ax.inset_axes((1.04, 0.14, min(0.045, 0.14 / height), 0.72))
+    bar: Any = ax.figure.colorbar(mappable, cax=inset)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=TEXT - 1, length=2)
+    bar.locator = MaxNLocator(5)
+    bar.update_ticks()
+    if title:
+        bar.ax.set_title(title, fontsize=TEXT, loc="left", pad=6)

@@ -13,8 +13,9 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.colors import to_rgba_array
 
 from stfuse import _keys
-from stfuse.pl._color import MISSING, Color, Palette, face_colors, keep_colors, number_scale, read_color
-from stfuse.pl._layout import Block, draw_legend, draw_title, height_of, legend_width, place, save_figure
+from stfuse._check import check_number, did_you_mean
+from stfuse.pl._color import MISSING, Color, Palette, color_keys, face_colors, keep_colors, number_scale, read_color
+from stfuse.pl._layout import Block, check_drawing, draw_legend, draw_title, height_of, legend_width, place, save_figure
 from stfuse.pl._tissue import Section, draw_section, read_tissue, windows
 
 WIDE, NARROW = 4.2, 2.9  # inches of a panel alone, and among others
@@ -35,8 +36,8 @@ def spatial(
     layer: str | None = None,
     palette: Palette = None,
     cmap: str = "viridis",
-    vmin: float | None = None,
-    vmax: float | None = None,
+    vmin: float | str | None = None,
+    vmax: float | str | None = None,
     ncols: int = 4,
     title: str | Sequence[str] | None = None,
     legend: bool = True,
@@ -56,10 +57,11 @@ def spatial(
     data
         AnnData, MuData or SpatialData (its table, and images in the table's `uns["spatial"]`).
     color
-        What to draw, one or several of: a column of `obs`, a gene, or a column of `obsm` written as `"key:column"`
+        What to draw, one or several of: a column of `obs` (of a MuData also `"rna:column"`), a gene, or a column of `obsm` written as `"key:column"`
         (`"X_cameo:0"`; for a DataFrame the name of the column, `"score_ulm:Hypoxia"`). None draws the tissue alone.
     library_key
-        Column of `obs` with the section. Not needed for one section, or where `uns["spatial"]` names them.
+        Column of `obs` with the section. None: the column whose values are the sections of `uns["spatial"]`, where it
+        has several; else all are one section.
     library_id
         Sections to draw. None: all.
     img
@@ -80,7 +82,8 @@ def spatial(
     cmap
         Colour map of numbers.
     vmin, vmax
-        Ends of the colour scale. None: smallest and largest value in the sections drawn.
+        Ends of the colour scale: numbers, or percentiles such as `"p99"`. None: smallest and largest value in the
+        sections drawn.
     ncols
         Panels in a row.
     title
@@ -109,7 +112,16 @@ def spatial(
     KeyError
         If a colour, the coordinates, a section or the scale factor of an image is not there.
     ValueError
-        If `ax` is given for several panels, or a palette is too short.
+        If `ax` is given for several panels, a palette is too short, or a number is out of range.
+    TypeError
+        If an argument is of the wrong type.
+    FileNotFoundError
+        If there is no folder to save the figure in.
+
+    Warns
+    -----
+    UserWarning
+        If what counts as one section has observations in the same place (a forgotten `library_key`).
 
     Examples
     --------
@@ -119,7 +131,10 @@ def spatial(
     >>> len(panels)
     4
     """
-    keys = [None] if color is None else [color] if isinstance(color, str) else list(color)
+    flags = {"img": img, "crop": crop, "legend": legend}
+    check_number("size", size, above=0)
+    check_drawing(size, {"alpha": alpha, "alpha_img": alpha_img}, ncols, flags, figsize, save)
+    keys = color_keys(color)
     if not keys:
         raise ValueError("color is an empty list: name at least one column, gene or 'key:column' of obsm.")
     sections = _chosen(read_tissue(data, library_key, spatial_key, table_key, img, crop), library_id)
@@ -144,8 +159,11 @@ def spatial(
         height = height_of(ax)
     else:
         names = [_legend_title(c, sections) for c in colors]
-        needs = [legend_width(c, height, n) if c and legend else 0.0 for c, n in zip(colors, names, strict=True)]
-        groups = place([Block(len(sections), need) for need in needs], (width, height), max(1, ncols), figsize)
+        needs = [
+            legend_width(c, height, n, scale) if c and legend else 0.0
+            for c, n, scale in zip(colors, names, scales, strict=True)
+        ]
+        groups = place([Block(len(sections), need) for need in needs], (width, height), ncols, figsize)
 
     style = {"size": size, "alpha": alpha}
     for color_read, mappable, panels in zip(colors, scales, groups, strict=True):
@@ -170,8 +188,9 @@ def _chosen(sections: list[Section], library_id: str | Sequence[str] | None) -> 
     by_name = {s.name: s for s in sections}
     missing = [name for name in wanted if name not in by_name]
     if missing or not wanted:
+        hint = did_you_mean(missing[0], by_name) if missing else ""
         raise KeyError(
-            f"No section {', '.join(map(repr, missing)) or 'named'}. There is {', '.join(map(repr, by_name))}."
+            f"No section {', '.join(map(repr, missing)) or 'named'}.{hint} There is {', '.join(map(repr, by_name))}."
         )
     return [by_name[name] for name in wanted]
 

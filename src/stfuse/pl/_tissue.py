@@ -14,6 +14,8 @@ from stfuse import _read
 TOUCHING = 0.92
 # In spot diameters, around the observations.
 BORDER = 1.5
+# A panel is at least so many diameters wide: a few spots are not blown up to fill it.
+LEAST_SPAN = 8
 
 
 class Section(NamedTuple):
@@ -36,18 +38,29 @@ def read_tissue(
     box: Any = _read.container(data, table_key)
     spatial = _read.read_coordinates(data, spatial_key, table_key)
     if spatial is None:
-        raise KeyError(f"No obsm[{spatial_key!r}]: there are no coordinates to draw at.")
+        raise KeyError(_read.no_coordinates(data, spatial_key, table_key))
     codes, names = _read.read_sections(data, library_key, table_key)
+    _read.warn_if_stacked(spatial, len(names), library_key)
     libraries = _libraries(box)
     placed = np.isfinite(spatial).all(1)
-    sections = []
-    for code, name in enumerate(names):
-        rows = np.flatnonzero((codes == code) & placed)
-        if rows.size:
-            sections.append(_section(name, rows, spatial[rows], libraries.get(name, {}), img, crop))
-    if not sections:
+    rows = {name: np.flatnonzero((codes == code) & placed) for code, name in enumerate(names)}
+    rows = {name: here for name, here in rows.items() if here.size}
+    if not rows:
         raise ValueError(f"No observation has coordinates: obsm[{spatial_key!r}] is NaN throughout.")
-    return sections
+    diameters = np.array([_diameter(spatial[here], libraries.get(name, {})) for name, here in rows.items()])
+    # a single spot takes its size from the other sections
+    usual = np.median(diameters[np.isfinite(diameters)]) if np.isfinite(diameters).any() else 1.0
+    diameters[np.isnan(diameters)] = usual
+    return [
+        _section(name, here, spatial[here], float(diameter), libraries.get(name, {}), img, crop)
+        for (name, here), diameter in zip(rows.items(), diameters, strict=True)
+    ]
+
+
+def _diameter(xy: np.ndarray, library: Any) -> float:
+    """Diameter of a spot; NaN where there is only one place and nothing says it."""
+    factors = library.get("scalefactors") or {}
+    return float(factors.get("spot_diameter_fullres") or 0) or TOUCHING * neighbor_distance(xy)
 
 
 def _libraries(box: Any) -> dict[str, Any]:
@@ -58,9 +71,9 @@ def _libraries(box: Any) -> dict[str, Any]:
     return found
 
 
-def _section(name: str, rows: np.ndarray, xy: np.ndarray, library: Any, img: bool, crop: bool) -> Section:
-    factors = library.get("scalefactors") or {}
-    diameter = float(factors.get("spot_diameter_fullres") or 0) or TOUCHING * neighbor_distance(xy)
+def _section(
+    name: str, rows: np.ndarray, xy: np.ndarray, diameter: float, library: Any, img: bool, crop: bool
+) -> Section:
     image, scale = _image(name, library) if img else (None, 1.0)
     low, high = xy.min(0) - BORDER * diameter, xy.max(0) + BORDER * diameter
     if image is not None and not crop:
@@ -86,10 +99,10 @@ def _image(name: str, library: Any) -> tuple[np.ndarray | None, float]:
 
 
 def neighbor_distance(xy: np.ndarray) -> float:
-    """Median distance to the nearest other place."""
+    """Median distance to the nearest other place, NaN where there is none."""
     places = np.unique(xy, axis=0)
     if len(places) < 2:
-        return 1.0
+        return np.nan
     return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1]))
 
 
@@ -98,7 +111,7 @@ def windows(sections: list[Section]) -> tuple[list[tuple[np.ndarray, np.ndarray]
 
     Sections of about one size are shown at one scale; the others fill their panels.
     """
-    spans = np.array([s.high - s.low for s in sections])
+    spans = np.array([np.maximum(s.high - s.low, LEAST_SPAN * s.diameter) for s in sections])
     middles = [(s.high + s.low) / 2 for s in sections]
     if (spans.max(0) <= 1.7 * spans.min(0)).all():
         spans[:] = spans.max(0)
