@@ -218,8 +218,9 @@ def _assign(adata: AnnData, library_key: str | None) -> tuple[dict[str, LibraryI
     section, names = _read.read_sections(adata, library_key)
     with_image = [name for name in names if name in spatial]
     if not with_image:
+        where = "" if library_key is None else f" in obs[{library_key!r}]"
         raise ValueError(
-            f"None of the sections in obs[{library_key!r}] ({', '.join(names)}) has an image in uns['spatial'] "
+            f"None of the sections{where} ({', '.join(names)}) has an image in uns['spatial'] "
             f"({', '.join(spatial)}): rename one or the other, or name another column with library_key=."
         )
     images = {name: library_image(spatial, name) for name in with_image}

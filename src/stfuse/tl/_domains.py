@@ -125,8 +125,8 @@ def domains(
     -----
     The refinement can remove a small domain altogether; there are then fewer than `n_clusters`, and a warning says so.
 
-    `"unassigned"` is a category like any other for what comes after: :func:`scanpy.tl.rank_genes_groups` compares it
-    too unless `groups=` names the others.
+    `"unassigned"` is a category like any other for what comes after: :func:`scanpy.tl.rank_genes_groups` tests it as a
+    group of its own and counts it among the rest of every other.
 
     :func:`scanpy.tl.umap` reads the code again and refuses NaN: where some observations have no code, leave them out
     first, `adata[adata.obs["cameo_domain"] != "unassigned"].copy()`.
