@@ -233,3 +233,10 @@ def test_flags_and_numbers_are_told_from_text(params):
     adata = stfuse.datasets.synthetic_tissue(100)
     with pytest.raises(TypeError, match=f"{next(iter(params))} must be"):
         stfuse.tl.pcca(adata, **params)
+
+
+def test_batches_of_one_are_told():
+    adata = stfuse.datasets.synthetic_tissue(200, seed=3)
+    adata.obs["slide"] = np.where(np.arange(200) < 1, "lone", "other")
+    with pytest.warns(UserWarning, match="1 batch.*'lone'.*coarser batch_key"):
+        stfuse.tl.pcca(adata, batch_key="slide")

@@ -537,3 +537,13 @@ def test_a_named_view_is_never_made(crop, assert_same):
     with pytest.raises(KeyError, match="X_uni"):
         stfuse.tl.concat(adata, image_key="X_uni")
     assert_same(adata, crop)
+
+
+def test_sections_on_top_of_each_other_are_told():
+    adata = stfuse.datasets.synthetic_tissue(200, n_sections=2)
+    with pytest.warns(UserWarning, match="library_key="):
+        stfuse.tl.pcca(adata)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        stfuse.tl.pcca(adata, library_key="section")
+        stfuse.tl.pcca(adata, context=False)

@@ -21,8 +21,11 @@ from scvi.model.base import BaseModelClass
 from torch import Tensor, nn
 
 from stfuse import _keys, _record
+from stfuse._log import warn
 from stfuse._views import Views, read_views
 from stfuse.model import _storage
+
+SMALL_BATCH = 3
 
 ViewName = Literal["image", "rna"]
 CodeName = Literal["fused", "image", "rna", "private_image", "private_rna"]
@@ -153,6 +156,7 @@ class FusionModel(BaseModelClass):
             return views
         if fit:
             self.batches_ = views.batches
+            _tell_small_batches(views)
         arrays = {}
         for name, x, has in (("image", views.image, views.has_image), ("rna", views.rna, views.has_rna)):
             rows = [np.flatnonzero(has & (views.batch == code)) for code in range(len(views.batches))]
@@ -396,6 +400,21 @@ def _no_options(name: str, kwargs: dict[str, Any]) -> None:
     """scvi-tools' `save` and `load` take options that mean nothing here; to overlook one would mislead."""
     if kwargs:
         raise TypeError(f"{name}() takes no {', '.join(sorted(kwargs))} in stfuse.")
+
+
+def _tell_small_batches(views: Views) -> None:
+    """A batch of one observation is centred on itself: nothing of it is left."""
+    if views.batch is None:
+        return
+    both = np.stack(
+        [np.bincount(views.batch[has], minlength=len(views.batches)) for has in (views.has_image, views.has_rna)]
+    )
+    small = [name for name, n in zip(views.batches, both.T, strict=True) if ((n > 0) & (n < SMALL_BATCH)).any()]
+    if small:
+        warn(
+            f"{len(small)} batch(es) have fewer than {SMALL_BATCH} observations with a view (for example {small[0]!r}): centring within "
+            "a batch leaves little of them. Use a coarser batch_key."
+        )
 
 
 def masked(code: Tensor | np.ndarray, has: np.ndarray) -> np.ndarray:

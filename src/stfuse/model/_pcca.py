@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from anndata import AnnData
 
 from stfuse._check import check_flag, check_number
+from stfuse._log import warn
 from stfuse._views import Views
 from stfuse.model._anchored import Coordinates, anchor_data, anchor_sizes, anchored_codes, empty_anchor
 from stfuse.model._base import Codes, FusionModel, masked
@@ -168,10 +167,8 @@ def check_pairs(views: Views, least: int, name: str) -> None:
     n = views.counts()
     if n["paired"] >= least:
         if n["paired"] < UNSTABLE:
-            warnings.warn(
-                f"{name} stands on {n['paired']} pairs: with fewer than {UNSTABLE} its result varies from draw to draw.",
-                UserWarning,
-                skip_file_prefixes=(str(Path(__file__).parent.parent),),
+            warn(
+                f"{name} stands on {n['paired']} pairs: with fewer than {UNSTABLE} its result varies from draw to draw."
             )
         return
     why = (

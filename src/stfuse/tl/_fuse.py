@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from stfuse import _keys, _record, _registry
 from stfuse._log import logger
-from stfuse._read import Container, container
+from stfuse._read import Container, container, warn_if_stacked
 from stfuse._views import Views, read_views
 from stfuse.pp._default_views import make_view
 
@@ -90,6 +90,9 @@ def run(
         resolve_device(train_params["device"])
     _check_free(container(data, table_key), slots, keys, method)
     views = read_views(data, **keys, table_key=table_key, recipe=make_view)
+    if views.spatial is not None and model_params.get("context"):
+        # of one view: the other one may lie on the same places in a section of its own
+        warn_if_stacked(views.spatial[views.has_image], len(views.sections), views.library_key)
     adata = private_adata(views, keys)
     model_class: Any = row.model_class()
     keys = keys | {"library_key": views.library_key}  # the one that was found, where none was named
