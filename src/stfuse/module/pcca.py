@@ -167,7 +167,7 @@ def sinkhorn(score: np.ndarray, rounds: int = 8) -> np.ndarray:
     """Soft matching of rows and columns: each of the smaller side has a partner in sum, each of the larger at most so.
 
     Relaxed marginals (rows without a good partner keep less mass) were tried for views of different observations and
-    lost to this everywhere: the benchmarks page has the table.
+    lost to this everywhere.
     """
     k = np.exp(np.clip(score - score.max(1, keepdims=True), -60, None), dtype=np.float32)
     n, m = k.shape
