@@ -10,6 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 
 import stfuse
 from stfuse.metrics import domain_scores
+from stfuse.tl import _graph
 from stfuse.tl._refine import OWN_VOTES, RINGS, choose_n_neighbors, refine_labels
 
 
@@ -73,9 +74,9 @@ def test_leiden_warns_where_no_resolution_fits(tissue):
 @pytest.mark.slow  # pynndescent compiles for a minute
 def test_large_graphs_are_searched_approximately(tissue, monkeypatch):
     codes = tissue.obsm["X_pca"]
-    exact = stfuse.tl._graph.code_graph(codes, n_neighbors=10, seed=0, use_rep="X")
-    monkeypatch.setattr(stfuse.tl._graph, "EXACT_SEARCH", 10)
-    fast = stfuse.tl._graph.code_graph(codes, n_neighbors=10, seed=0, use_rep="X")
+    exact = _graph.code_graph(codes, n_neighbors=10, seed=0, use_rep="X")
+    monkeypatch.setattr(_graph, "EXACT_SEARCH", 10)
+    fast = _graph.code_graph(codes, n_neighbors=10, seed=0, use_rep="X")
     found = ((exact.distances > 0).multiply(fast.distances > 0)).sum() / (exact.distances > 0).sum()
     assert found > 0.95
 
