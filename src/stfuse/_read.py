@@ -63,6 +63,7 @@ def container(data: Any, table_key: str | None = None) -> Container:
 
 
 def listing(names: Any) -> str:
+    """Name what is there, for a message."""
     return ", ".join(repr(str(n)) for n in names) or "nothing"
 
 
@@ -261,6 +262,7 @@ def find_library_key(data: Any, table_key: str | None = None) -> str | None:
 
 
 def read_codes(column: pd.Series, key: str, role: str) -> tuple[np.ndarray, list[str]]:
+    """Read a column of groups as codes 0..s-1 and their names; a missing value is refused."""
     if column.isna().any():
         raise ValueError(f"obs[{key!r}] ({role}) has {int(column.isna().sum())} missing value(s): fill them first.")
     categories = pd.Categorical(column.astype(str))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from stfuse import _keys, _record, _registry
+from stfuse._check import check_number, check_seed, check_text
 from stfuse._log import logger
 from stfuse._read import Container, container, warn_if_stacked
 from stfuse._views import Views, read_views
@@ -35,16 +35,12 @@ def private_adata(views: Views, keys: dict[str, Any]) -> AnnData:
 
 def _check_common(keys: dict[str, Any], run: dict[str, Any]) -> None:
     for name, key in keys.items():
-        if not isinstance(key, str) and (key is not None or name in {"image_key", "rna_key"}):
-            raise TypeError(f"{name} must be the name of one key, got {key!r}.")
+        check_text(name, key, optional=name not in {"image_key", "rna_key"})
     if keys["image_key"] == keys["rna_key"]:
         raise ValueError(f"image_key and rna_key are both {keys['image_key']!r}: the two views must be different.")
     for name, least in (("batch_size", 2), ("max_epochs", 0)):
-        value = run.get(name)
-        if value is not None and (not isinstance(value, int | np.integer) or value < least):
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-    if not isinstance(run["seed"], int | np.integer) or not 0 <= run["seed"] < 2**32:
-        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {run['seed']!r}.")
+        check_number(name, run.get(name), least=least, whole=True, optional=True)
+    check_seed(run["seed"])
 
 
 def _check_free(box: Container, slots: _keys.Slots, keys: dict[str, Any], method: str) -> None:
