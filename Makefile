@@ -1,4 +1,4 @@
-# make demo      the tour: real tissue -> fused domains -> demo_output/report.html
+# make demo      the tour: real tissue -> fused domains -> demo_output/report.html; with a network: ARGS='--encoder efficientnet-lite0'
 # make test      the test suite without its slow part; everything: make test ARGS='-m ""'
 # make lint types docs clean
 #
@@ -19,7 +19,7 @@ help:
 
 demo:
 	@scripts/install.sh "$(VENV)"
-	$(PY) -m stfuse demo --out "$(OUT)"
+	$(PY) -m stfuse demo --out "$(OUT)" $(ARGS)
 
 # One thread a worker: the workers share the cores already.
 test:

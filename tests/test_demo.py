@@ -11,7 +11,7 @@ import pytest
 
 import stfuse
 from stfuse.__main__ import main
-from stfuse._demo import _html, _pipeline, _tissue, _tour, _words
+from stfuse._demo import _html, _pipeline, _report, _tissue, _tour, _words
 
 
 def small_tissue(n_obs: int = 240, seed: int = 0) -> ad.AnnData:
@@ -314,6 +314,30 @@ def test_command_line_refuses_what_it_does_not_know(arguments, capsys, tmp_path,
     assert stop.value.code == 2
     assert "error:" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--encoder", "textur"], "Did you mean 'texture'"),
+        (["--encoder", "uni", "--checkpoint", "nowhere.safetensors"], "no file checkpoint='nowhere.safetensors'"),
+    ],
+)
+def test_an_encoder_that_cannot_be_had_is_told_before_computing(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(stfuse.datasets, "mob", lambda: pytest.fail("it computed"), raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", "--out", str(tmp_path), *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_another_encoder_measures_the_photographs():
+    pytest.importorskip("efficientnet_lite_pytorch")
+    adata = stfuse.datasets.mob()
+    tour = _tour.Tour(_tour.Settings(encoder="efficientnet-lite0"), adata[::40].copy())
+    _pipeline.measure_image(tour)
+    assert tour.adata.obsm["X_image"].shape == (41, 1280)
+    assert _report.features_of(tour) == "features of the network efficientnet-lite0"
 
 
 @pytest.mark.parametrize("name", ["file", "file/inside"])

@@ -27,6 +27,14 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into, made if missing")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything that is random (default: %(default)s)")
+    demo.add_argument(
+        "--encoder",
+        default="texture",
+        metavar="NAME",
+        help="what describes the photographs: texture (no weights needed), efficientnet-lite0, uni, ... "
+        "(stfuse.pp.encoders() lists them) or a model of timm (default: %(default)s)",
+    )
+    demo.add_argument("--checkpoint", type=Path, metavar="FILE", help="local file with the encoder's weights")
     return top
 
 
@@ -42,19 +50,32 @@ def check_folder(out: Path) -> str | None:
         return f"cannot write into {str(out)!r}: {error.strerror or error}. Name another folder with --out."
 
 
+def check_encoder(name: str, checkpoint: Path | None) -> str | None:
+    """Say why an encoder can't be had, before anything is computed."""
+    if name == "texture" and checkpoint is None:
+        return None
+    from stfuse.pp._encoders import get_encoder
+
+    try:
+        get_encoder(name, checkpoint=checkpoint)
+    except (ValueError, OSError, ImportError) as error:
+        return f"--encoder {name}: {error}"
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
     command_line = parser()
     options = command_line.parse_args(arguments)
     if options.seed < 0:
         command_line.error(f"--seed must not be negative, got {options.seed}.")
-    problem = check_folder(options.out)
-    if problem:
-        command_line.error(problem)
     # data this small gain little from a second thread, and on a busy machine threads lose minutes waiting for each other;
     # read when numpy, torch and scikit-learn are loaded, so it comes before the imports
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    problem = check_folder(options.out) or check_encoder(options.encoder, options.checkpoint)
+    if problem:
+        command_line.error(problem)
 
     import matplotlib as mpl
     from tqdm.auto import tqdm
@@ -66,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mpl.use("agg")
     # squidpy and spatialdata tell of every graph they make; the report does it better
     logging.disable(logging.INFO)
+    settings = Settings(seed=options.seed, encoder=options.encoder, checkpoint=options.checkpoint)
     try:
-        run(options.out, Settings(seed=options.seed), say=tqdm.write)
+        run(options.out, settings, say=tqdm.write)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130

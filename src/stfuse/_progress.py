@@ -1,6 +1,7 @@
 """One progress bar for everything that can take longer than two seconds."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 DELAY = 2.0
 
@@ -16,3 +17,13 @@ def progress[T](
 
     disable = None if show is None else not show
     return iter(tqdm(iterable, total=total, desc=desc, disable=disable, delay=DELAY, leave=False))
+
+
+@contextmanager
+def counting(total: int, *, desc: str, show: bool | None = None) -> Iterator[Callable[[int], object]]:
+    """Show the same bar for work that is counted instead of iterated over: gives the function that adds to it."""
+    from tqdm.auto import tqdm
+
+    disable = None if show is None else not show
+    with tqdm(total=total, desc=desc, disable=disable, delay=DELAY, leave=False) as bar:
+        yield bar.update

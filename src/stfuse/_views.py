@@ -32,7 +32,7 @@ from stfuse._read import (
 
 ROUNDING = 1e-6  # float32 values that differ by less, relative to their size, may be the same number
 
-type Recipe = Callable[[Container, str, str, str | None], np.ndarray]
+type Recipe = Callable[[Any, str, str, str | None, str | None], np.ndarray]
 
 
 @dataclass
@@ -158,8 +158,8 @@ def read_views(
 ) -> Views:
     """Read both views of ``data`` with their masks; nothing is written into ``data``.
 
-    A view whose key is the default one and that is not there is made by ``recipe``, if one is given, from (container,
-    view, key, library key); it is returned in ``made`` for the writer. With ``min_views=1`` (coding new data with a trained
+    A view whose key is the default one and that is not there is made by ``recipe``, if one is given, from (data, view,
+    key, library key, table key); it is returned in ``made`` for the writer. With ``min_views=1`` (coding new data with a trained
     model) one of the views may be absent altogether.
     """
     box = container(data, table_key)
@@ -181,7 +181,7 @@ def read_views(
     for role, key, default in (("image", image_key, _keys.IMAGE), ("rna", rna_key, _keys.RNA)):
         array = _absent_or(box, role, key, default, min_views)
         if array is None and recipe is not None:
-            array = recipe(box, role, key, library_key)
+            array = recipe(data, role, key, library_key, table_key)
             made[key] = array
         if array is not None:
             arrays[role] = array

@@ -421,3 +421,15 @@ def test_titles_wider_than_a_panel_keep_both_ends(tissue):
         assert ax.get_title().startswith(f"patient_0{i}")
         assert ax.get_title().endswith(f"replicate_{i}")
         assert "…" in ax.get_title()
+
+
+def test_another_stored_image():
+    adata = stfuse.datasets.mob()[:379].copy()
+    for entry in adata.uns["spatial"].values():
+        entry["images"]["blue"] = np.zeros((10, 10, 3), np.uint8) + np.array([0, 0, 255], np.uint8)
+        entry["scalefactors"]["tissue_blue_scalef"] = 10 / 1905
+    ax = stfuse.pl.spatial(adata, img_key="blue", library_id="MOB1", crop=False)
+    shown = ax.images[0].get_array()
+    assert shown.shape[:2] == (10, 10) and (np.asarray(shown)[..., 2] == 255).all()
+    with pytest.raises(KeyError, match="no 'blu'. Did you mean 'blue'"):
+        stfuse.pl.spatial(adata, img_key="blu")

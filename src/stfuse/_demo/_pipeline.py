@@ -28,8 +28,9 @@ from stfuse._progress import progress
 
 
 def measure_image(tour: Tour) -> None:
-    """H&E to numbers: one row of colour and texture statistics a spot."""
-    pp.image_features(tour.adata, library_key=SECTION)
+    """H&E to numbers: one row of features a spot."""
+    settings = tour.settings
+    pp.image_features(tour.adata, settings.encoder, checkpoint=settings.checkpoint, library_key=SECTION)
 
 
 def fuse(tour: Tour) -> None:

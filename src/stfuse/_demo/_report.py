@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -82,6 +83,13 @@ def write_report(tour: Tour, path: Path) -> Path:
     return path
 
 
+def features_of(tour: Tour) -> str:
+    """Say what describes the photographs."""
+    if tour.settings.encoder == "texture":
+        return "colour and texture statistics"
+    return f"features of the network {escape(tour.settings.encoder)}"
+
+
 def head(tour: Tour, title: str) -> str:
     """Say in a few lines what this is."""
     adata = tour.adata
@@ -104,7 +112,7 @@ def head(tour: Tour, title: str) -> str:
         ", one more than the known layers, because a photograph also shows folds and dirt" if tour.spare == 1 else ""
     )
     steps = [
-        "Every spot's patch of the H&amp;E photograph becomes a row of colour and texture statistics "
+        f"Every spot's patch of the H&amp;E photograph becomes a row of {features_of(tour)} "
         "(<code>stfuse.pp.image_features</code>).",
         "Its RNA counts become principal components, and CAMEO fuses the two views "
         "(<code>stfuse.tl.cameo</code>). Features are centred within each section, because staining and sequencing depth differ "

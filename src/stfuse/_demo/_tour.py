@@ -31,6 +31,8 @@ class Settings:
     max_epochs: int | None = 40
     n_permutations: int = 1000
     n_neighbors: int = 10
+    encoder: str = "texture"
+    checkpoint: Path | None = None
 
 
 @dataclass

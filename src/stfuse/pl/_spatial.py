@@ -13,7 +13,7 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.colors import to_rgba_array
 
 from stfuse import _keys
-from stfuse._check import check_number, did_you_mean
+from stfuse._check import check_number, check_text, did_you_mean
 from stfuse.pl._color import MISSING, Color, Palette, color_keys, face_colors, keep_colors, number_scale, read_color
 from stfuse.pl._layout import Block, check_drawing, draw_legend, draw_title, height_of, legend_width, place, save_figure
 from stfuse.pl._tissue import Section, draw_section, read_tissue, windows
@@ -29,6 +29,7 @@ def spatial(
     library_key: str | None = None,
     library_id: str | Sequence[str] | None = None,
     img: bool = True,
+    img_key: str | None = None,
     alpha_img: float = 1.0,
     crop: bool = True,
     size: float = 1.0,
@@ -66,6 +67,8 @@ def spatial(
         Sections to draw. None: all.
     img
         Whether to draw the image of `uns["spatial"][section]`, hires or else lowres, each with its own scale factor.
+    img_key
+        Which image, for example `"hires_macenko"` (:func:`stfuse.pp.normalize_stain`). None = hires, else lowres.
     alpha_img
         Opacity of the image; less makes the spots stand out.
     crop
@@ -131,13 +134,16 @@ def spatial(
     >>> len(panels)
     4
     """
+    check_text("img_key", img_key, optional=True)
     flags = {"img": img, "crop": crop, "legend": legend}
     check_number("size", size, above=0)
     check_drawing(size, {"alpha": alpha, "alpha_img": alpha_img}, ncols, flags, figsize, save)
     keys = color_keys(color)
     if not keys:
         raise ValueError("color is an empty list: name at least one column, gene or 'key:column' of obsm.")
-    sections = _chosen(read_tissue(data, library_key, spatial_key, table_key, img, crop), library_id)
+    sections = _chosen(
+        read_tissue(data, library_key, spatial_key, table_key, (img_key or True) if img else False, crop), library_id
+    )
     colors = [
         None if k is None else read_color(data, k, palette=palette, layer=layer, table_key=table_key) for k in keys
     ]

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from scipy.spatial import cKDTree
 
 from stfuse import _read
+from stfuse._check import did_you_mean
 
 # Of the distance between neighbours: circles of this diameter nearly touch.
 TOUCHING = 0.92
@@ -32,7 +33,7 @@ class Section(NamedTuple):
 
 
 def read_tissue(
-    data: Any, library_key: str | None, spatial_key: str, table_key: str | None, img: bool, crop: bool
+    data: Any, library_key: str | None, spatial_key: str, table_key: str | None, img: bool | str, crop: bool
 ) -> list[Section]:
     """Read all sections that have observations with coordinates."""
     box: Any = _read.container(data, table_key)
@@ -72,21 +73,24 @@ def _libraries(box: Any) -> dict[str, Any]:
 
 
 def _section(
-    name: str, rows: np.ndarray, xy: np.ndarray, diameter: float, library: Any, img: bool, crop: bool
+    name: str, rows: np.ndarray, xy: np.ndarray, diameter: float, library: Any, img: bool | str, crop: bool
 ) -> Section:
-    image, scale = _image(name, library) if img else (None, 1.0)
+    image, scale = _image(name, library, img) if img else (None, 1.0)
     low, high = xy.min(0) - BORDER * diameter, xy.max(0) + BORDER * diameter
     if image is not None and not crop:
         low, high = np.zeros(2), np.array(image.shape[1::-1]) / scale
     return Section(name, rows, xy, diameter, image, scale, low, high)
 
 
-def _image(name: str, library: Any) -> tuple[np.ndarray | None, float]:
-    """Find the hires image, or else the lowres one, each with its own scale factor."""
-    from stfuse.pp._crops import as_uint8_rgb
+def _image(name: str, library: Any, wanted: bool | str) -> tuple[np.ndarray | None, float]:
+    """Find the image named, or the hires image, or else the lowres one, each with its own scale factor."""
+    from stfuse._image._color import as_rgb
 
     images, factors = library.get("images") or {}, library.get("scalefactors") or {}
-    kind = next((k for k in ("hires", "lowres") if k in images), None)
+    if isinstance(wanted, str) and wanted not in images:
+        there = f"{did_you_mean(wanted, images)} There is: {', '.join(images) or 'nothing'}."
+        raise KeyError(f"uns['spatial'][{name!r}]['images'] has no {wanted!r}.{there}")
+    kind = wanted if isinstance(wanted, str) else next((k for k in ("hires", "lowres") if k in images), None)
     if kind is None:
         return None, 1.0
     slot = f"tissue_{kind}_scalef"
@@ -95,7 +99,7 @@ def _image(name: str, library: Any) -> tuple[np.ndarray | None, float]:
             f"uns['spatial'][{name!r}]['scalefactors'] has no {slot!r}, so that the image cannot be placed: set it "
             "(image pixels per unit of the coordinates), or draw without the image by img=False."
         )
-    return as_uint8_rgb(images[kind], f"uns['spatial'][{name!r}]['images'][{kind!r}]"), float(factors[slot])
+    return as_rgb(images[kind], f"uns['spatial'][{name!r}]['images'][{kind!r}]"), float(factors[slot])
 
 
 def neighbor_distance(xy: np.ndarray) -> float:

@@ -11,10 +11,14 @@ from stfuse import _read
 from stfuse._log import logger
 
 
-def make_view(box: Any, role: str, key: str, library_key: str | None) -> np.ndarray:
-    """Compute the default features of one view; rows follow ``box.obs_names``, nothing is written."""
+def make_view(data: Any, role: str, key: str, library_key: str | None, table_key: str | None) -> np.ndarray:
+    """Compute the default features of one view; rows follow the observations, nothing is written."""
+    box = _read.container(data, table_key)
     source: AnnData = box.mod[role] if _read.is_mudata(box) else box
-    array = _image(source, key, library_key) if role == "image" else _rna(source, key)
+    if role == "rna":
+        array = _rna(source, key)
+    else:
+        array = _image(data if _read.is_spatialdata(data) else source, source, key, library_key, table_key)
     if _read.is_mudata(box):
         out = np.full((box.n_obs, array.shape[1]), np.nan, np.float32)
         out[box.obs_names.get_indexer(source.obs_names)] = array
@@ -34,13 +38,15 @@ def _rna(source: AnnData, key: str) -> np.ndarray:
     return rna_pca(source)[0]
 
 
-def _image(source: AnnData, key: str, library_key: str | None) -> np.ndarray:
+def _image(data: Any, table: AnnData, key: str, library_key: str | None, table_key: str | None) -> np.ndarray:
     from stfuse.pp._image_features import compute_image_features
 
-    if not source.uns.get("spatial"):
+    elements = _read.is_spatialdata(data) and len(data.images) > 0
+    if not elements and not table.uns.get("spatial"):
         raise KeyError(
             f"There is no obsm[{key!r}] and no image in uns['spatial'] to make it from: name image features with "
-            "image_key=, or load the section with its image (squidpy.read.visium)."
+            "image_key=, load the section with its image (squidpy.read.visium), or give the image's file to "
+            "stfuse.pp.image_features(adata, image=)."
         )
-    logger.info("obsm[%r] is made by stfuse.pp.image_features(adata)", key)
-    return compute_image_features(source, library_key=library_key)
+    logger.info("obsm[%r] is made by stfuse.pp.image_features", key)
+    return compute_image_features(data, table, library_key=library_key, table_key=table_key)

@@ -1,74 +1,138 @@
 """Features of the image around each observation."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from anndata import AnnData
 
 from stfuse import _keys, _read, _record
-from stfuse._check import check_flag, check_number, check_target, check_text, did_you_mean
-from stfuse._log import warn
-from stfuse._progress import progress as progress_bar
-from stfuse.pp._crops import LibraryImage, gather_crops, library_image
-from stfuse.pp._encoders import Encoder, get_encoder
+from stfuse._check import check_flag, check_target
+from stfuse._image._crop_size import CropSize
+from stfuse._image._elements import annotating_table, table_name
+from stfuse._image._sections import Choice
+from stfuse._log import logger
+from stfuse.pp._encode import EncoderCall
+from stfuse.pp._feature_job import Request, make_plan, run_plan, warn_of
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
     from torch import nn
 
-_MIN_SIDE = 4  # pixels; below, a crop holds no texture
-_PIXELS = 1_000_000  # of crops encoded at once: small enough for the processor's cache, large enough for speed
-
 
 def image_features(
-    data: "AnnData | SpatialData",
-    encoder: "str | Encoder | nn.Module" = "texture",
+    data: AnnData | SpatialData,
+    encoder: str | nn.Module | Callable[..., Any] = "texture",
     *,
-    library_key: str | None = None,
-    spatial_key: str = _keys.SPATIAL,
+    crop_um: float | None = None,
+    crop_px: float | None = None,
+    crop_scale: float | None = None,
+    image: Any = None,
+    shapes: str | None = None,
     table_key: str | None = None,
-    key_added: str = _keys.IMAGE,
-    crop_scale: float = 3.0,
+    library_key: str | None = None,
+    spatial_key: str | Sequence[str] = _keys.SPATIAL,
+    coordinate_system: str | None = None,
+    mpp: float | Mapping[str, float] | None = None,
+    scale: str | int = "auto",
+    grid: int | Sequence[int] = 1,
+    stain: str | None = None,
+    stain_target: Any = None,
+    checkpoint: str | PathLike[str] | None = None,
+    allow_pickle: bool = False,
     batch_size: int | None = None,
+    device: str = "auto",
+    key_added: str | None = None,
+    overwrite: bool = False,
+    store: str | PathLike[str] | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> "AnnData | SpatialData | None":
+) -> AnnData | SpatialData | None:
     """Describe the tissue image around each observation: the image view.
 
-    A square crop is cut around each observation and an encoder turns it into numbers. The size of the
-    crop is physical, so many spot diameters, and therefore the same tissue area in sections that were
-    photographed at different resolutions. The default encoder, `"texture"`, needs no weights and no
-    network: 95 statistics of haematoxylin, eosin and optical density and of their texture at three
-    scales, each with a name (see `uns`).
+    A square crop is cut around each observation and an encoder turns it into numbers. The size of the crop is
+    physical (microns, or spot diameters), and therefore shows the same tissue area in sections that were photographed
+    at different resolutions. Images may be stored in the object, lie in a file or be elements of a SpatialData; they
+    need not fit memory.
 
-    Features are not standardised, and differences in staining between sections stay in them.
+    The default encoder, `"texture"`, needs no weights and no network: 95 statistics of haematoxylin, eosin and
+    optical density and of their texture at three scales, each with a name (see `uns`). The pathology models by their
+    usual names are in the table :func:`stfuse.pp.encoders`.
+
+    Features are not standardised, and differences in staining between sections stay in them unless `stain` is set.
 
     Parameters
     ----------
     data
         AnnData with `uns["spatial"]` as squidpy and spatialdata-io write it: per section `images`
-        (`"hires"`, or else `"lowres"`; gray, RGB or RGBA; uint8, or floats in [0, 1]) and `scalefactors`
-        (`tissue_hires_scalef` or `tissue_lowres_scalef`, and `spot_diameter_fullres`). Of a SpatialData the
-        table is taken, which must have `uns["spatial"]`: images kept as elements are not read yet.
+        (`"hires"`, or else `"lowres"`; gray, RGB or RGBA; uint8, 16 bits, or floats in [0, 1]) and `scalefactors`
+        (`tissue_hires_scalef` or `tissue_lowres_scalef`, and `spot_diameter_fullres`); or with an `image` file. Or a
+        SpatialData with image elements and a table that annotates spots, cells, tiles or labels; one whose table
+        has `uns["spatial"]` and that has no image elements is read as the AnnData is.
     encoder
-        `"texture"`; or an object with `name`, `n_features` and a call that turns crops (b x h x w x 3,
-        uint8) into features (b x n_features, float32); or a `torch.nn.Module`, which gets b x 3 x h x w
-        floats in [0, 1] and must resize and normalise as it needs.
-    library_key
-        Column of `obs` that names the section, hence the image, of each observation. None = found when one
-        column fits `uns["spatial"]`.
-    spatial_key
-        Key of the coordinates in `obsm`: x and y in pixels of the full image.
+        A name of :func:`stfuse.pp.encoders`, any model name of timm, a `torch.nn.Module` or a function. The last two
+        get a float tensor of b x 3 x h x w, RGB in [0, 1], and return b x d; crops have the image's resolution, or
+        the side `encoder.input_size` if there is such an attribute.
+    crop_um
+        Side of a crop in microns.
+    crop_px
+        Side of a crop in pixels of the full-resolution image.
+    crop_scale
+        Side of a crop in spot diameters. Where no size is given it is 3, a Visium spot and its nearest
+        surroundings, and 1 for tiles. Crops have at least 4 pixels, and no more than the image.
+    image
+        AnnData: key of the stored image (`"hires"`); or a file of full resolution, whose pixels the coordinates count
+        (PNG, JPEG, TIFF, OME-TIFF, SVS), or an array of height x width x colours; or these by section. SpatialData: name
+        of the image element, or names by annotated element. None = hires, else lowres; the image that shares a
+        coordinate system with the observations.
+    shapes
+        SpatialData: which annotated element (spots, cells, tiles or labels). None = all that the table annotates.
     table_key
         SpatialData: which table.
-    key_added
-        Key of the result in `obsm` and of its record in `uns`. An earlier result under this name is replaced; what
-        else there is under a name of your own is not.
-    crop_scale
-        Side of a crop in spot diameters. 3 includes the nearest surroundings of a Visium spot (165 µm).
-        Crops have at least 4 pixels, and no more than the image.
+    library_key
+        AnnData: column of `obs` that names the section, hence the image, of each observation. None = found when one
+        column fits `uns["spatial"]`.
+    spatial_key
+        AnnData: key of the coordinates in `obsm`, x and y in pixels of the full image; or the names of two columns of
+        `obs`, x first.
+    coordinate_system
+        SpatialData: the one in which observations and image are brought together. None = one that they share.
+    mpp
+        Microns per full-resolution pixel, for all sections or by section. None = as the scale factors
+        (`microns_per_pixel`), the file, or a coordinate system called "microns" say, or from the spacing of the
+        spots of a Visium (100 µm) or Spatial Transcriptomics (200 µm) array.
+    scale
+        Level of a pyramid: `"auto"` = the one on which a crop has most nearly the size that the encoder takes,
+        `"full"` = the sharpest, or its number.
+    grid
+        Cells a side into which each crop is cut, every cell being encoded alone. A list gives several scales at once:
+        `[1, 2, 4]` are SIGMMA's macro, meso and micro environments, 1 + 4 + 16 cells, row by row.
+    stain
+        Normalise the staining of crops before they are encoded: `"macenko"` or `"reinhard"`, fitted for each section;
+        see :func:`stfuse.pp.normalize_stain`.
+    stain_target
+        What staining to normalise to, as `target` of :func:`stfuse.pp.normalize_stain`.
+    checkpoint
+        Local file with the weights of a named encoder, instead of those of the hub: safetensors, or with
+        `allow_pickle` a pickle of tensors.
+    allow_pickle
+        Whether `checkpoint` may be a pickle.
     batch_size
-        Number of crops that are encoded at once. None = as many as have a million pixels together.
+        Number of crops that are encoded at once. None = as many as have a million pixels together, or as the
+        encoder likes.
+    device
+        Where networks run: `"auto"` (a GPU where there is one), `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`.
+    key_added
+        Key of the result in `obsm` and of its record in `uns`. None = `"X_image"`, or `"X_image_grid"` with a `grid`. An
+        earlier result under this name is replaced; what else there is under a name of your own is not.
+    overwrite
+        Whether to compute features again that are there already, of the same encoder, image, places and sizes.
+    store
+        Folder in which finished features are kept twice a minute. The same call after an interruption, in this or
+        another process, goes on from there. Delete it when the result is saved.
     progress
         Whether to show a progress bar. None = where a person looks on and it takes more than 2 seconds.
     copy
@@ -78,32 +142,42 @@ def image_features(
     -------
     None, or the changed copy. Written are
 
-    - `obsm[key_added]`: n x n_features, float32. A row of NaN = no image there: the centre lies outside of
-      the image, the coordinates are missing, or the section has no image
-    - `uns[key_added]`: encoder, `crop_scale`, per section the side of the crops in pixels and the image
-      that was used, and the names of the features where the encoder tells them
+    - `obsm[key_added]`: n x d, float32; with a `grid` n x cells x d. A row of NaN = no image there: the centre lies
+      outside of the image, the coordinates are missing, or the section has no image
+    - `uns[key_added]`: encoder and where its weights come from; per section the side of the crops in microns and in
+      pixels of the level, the level and the image that were used; the stain fits; and the names of the features where
+      the encoder tells them
 
     Raises
     ------
     KeyError
-        If there is no image, no coordinates, or a scale factor is missing.
+        If there is no image, no coordinates, a scale factor is missing, or a name is none of the object.
     ValueError
         If the encoder's name is unknown, a section's observations can't be told apart, the sections' names
-        and the images' don't match, all observations lie outside of their images, crops are larger than an image,
-        `key_added` is the name of something else, or a number is out of range.
+        and the images' don't match, all observations lie outside of their images, crops are larger than an image or
+        their size can't be known, the image shows no three colours or is damaged, `key_added` is the name of something
+        else, or a number is out of range.
     TypeError
         If the encoder is no encoder, the data no AnnData or SpatialData, or an argument of the wrong type.
+    FileNotFoundError
+        If a file is not there.
 
     Warns
     -----
     UserWarning
-        If some observations have no image, with their number, or if crops had to be enlarged to 4 pixels.
+        If some observations have no image, with their number, if crops had to be enlarged to 4 pixels, or if most
+        observations of a section lie on the background.
 
     Notes
     -----
-    Beyond its border the image is mirrored, so that all crops have the same shape. Crops are cut at the
-    image's own resolution by one vectorised look-up for each batch. Stains are separated as by Ruifrok and Johnston
-    (2001), local binary patterns are those of Ojala et al. (2002).
+    Crops are squares along the axes of the image, of the size that the affine map between observations and image
+    gives them there; pixels are never turned or resampled before the encoder's own resize. Beyond its border the
+    image is mirrored, so that all crops have the same shape. The chunks of a lazy image are visited once, in order,
+    and read in the background while crops are encoded. Where a `dask.distributed` client is connected its workers do
+    all of it.
+
+    References: CAMEO and SIGMMA (tile sizes, scales); Ruifrok and Johnston (2001) and Ojala et al. (2002) for the
+    stains and patterns of `"texture"`.
 
     Examples
     --------
@@ -115,184 +189,70 @@ def image_features(
     (379, 95)
     >>> [str(name) for name in adata.uns["X_image"]["feature_names"][:2]]
     ['hematoxylin_mean', 'hematoxylin_sd']
+
+    Crops of 400 µm, in one and in four cells:
+
+    >>> stfuse.pp.image_features(adata, crop_um=400, grid=[1, 2])
+    >>> adata.obsm["X_image_grid"].shape
+    (379, 5, 95)
     """
     check_flag("copy", copy)
-    table = _table(data, table_key)
-    inputs, slots = {"spatial_key": spatial_key}, ("obsm", "uns")
-    check_target(table, "key_added", key_added, slots=slots, mark="crop_scale", inputs=inputs, default=_keys.IMAGE)
-    features, record = _compute(table, encoder, library_key, spatial_key, crop_scale, batch_size, progress)
+    check_flag("overwrite", overwrite)
+    request = Request(
+        call=EncoderCall(encoder, checkpoint, allow_pickle, device),
+        choice=Choice(image, library_key, spatial_key, table_key, shapes, coordinate_system, mpp),
+        size=CropSize(crop_um, crop_px, crop_scale),
+        scale=scale,
+        grid=grid,
+        stain=stain,
+        stain_target=stain_target,
+        batch_size=batch_size,
+        store=store,
+        progress=progress,
+    )
+    request.check()
+    table, table_key = _table(data, request.choice)
+    key = request.key if key_added is None else key_added
+    inputs = {"spatial_key": spatial_key if isinstance(spatial_key, str) else None}
+    check_target(table, "key_added", key, slots=("obsm", "uns"), mark="crop_pixels", inputs=inputs, default=request.key)
+    found = _compute(data, table, request, None if overwrite else key)
     target: Any = _record.copy_of(data, table_key) if copy else data
-    _record.write(target, obsm={key_added: features}, uns={key_added: record}, table_key=table_key)
+    if found is not None:
+        _record.write(target, obsm={key: found[0]}, uns={key: found[1]}, table_key=table_key)
     return target if copy else None
 
 
-def compute_image_features(
-    adata: AnnData,
-    encoder: Any = "texture",
-    *,
-    library_key: str | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    crop_scale: float = 3.0,
-    batch_size: int | None = None,
-    progress: bool | None = None,
-) -> np.ndarray:
-    """Compute what `image_features` writes into `obsm` and change nothing."""
-    return _compute(adata, encoder, library_key, spatial_key, crop_scale, batch_size, progress)[0]
+def compute_image_features(data: Any, table: AnnData, *, library_key: str | None, table_key: str | None) -> np.ndarray:
+    """Compute what `image_features` writes into `obsm` by default, and change nothing."""
+    request = Request(choice=Choice(library_key=library_key, table_key=table_key))
+    encoder = request.call.make()
+    plan = make_plan(data, table.n_obs, request, encoder)
+    warn_of(plan)
+    return run_plan(plan, request, encoder)
 
 
-def _table(data: Any, table_key: str | None) -> AnnData:
+def _table(data: Any, choice: Choice) -> tuple[AnnData, str | None]:
+    """Find the AnnData that results go into, and in a SpatialData its name."""
     if _read.is_mudata(data):
         raise TypeError('image_features takes AnnData or SpatialData: pass the modality, for example mdata["image"].')
-    table: Any = _read.container(data, table_key)
-    if not isinstance(table, AnnData):
-        raise TypeError(f"image_features takes AnnData or SpatialData, not {type(data).__name__}.")
-    spatial = table.uns.get("spatial")
-    if not isinstance(spatial, dict) or not spatial:
-        mend = (
-            "Images kept as SpatialData elements are read by a later release: for now put image and scale factors "
-            "into the table's uns['spatial'] (spatialdata_io.experimental.to_legacy_anndata)."
-            if _read.is_spatialdata(data)
-            else "squidpy.read.visium(path) loads a section together with its image."
-        )
-        raise KeyError(f"uns['spatial'] has no image. uns has: {', '.join(map(str, table.uns)) or 'nothing'}. {mend}")
-    return table
+    if not _read.is_spatialdata(data):
+        table: Any = _read.container(data)
+        return table, None
+    table = annotating_table(data, choice)
+    return table, table_name(data, table)
 
 
-def _compute(
-    adata: AnnData,
-    encoder: Any,
-    library_key: str | None,
-    spatial_key: str,
-    crop_scale: float,
-    batch_size: int | None,
-    progress: bool | None,
-) -> tuple[np.ndarray, dict[str, Any]]:
-    encode = get_encoder(encoder)
-    check_number("crop_scale", crop_scale, above=0)
-    check_number("batch_size", batch_size, least=1, whole=True, optional=True)
-    check_flag("progress", progress, optional=True)
-    check_text("spatial_key", spatial_key)
-    coordinates = _read.read_coordinates(adata, spatial_key)
-    if coordinates is None:
-        there = f"{did_you_mean(spatial_key, adata.obsm)} There is: {', '.join(adata.obsm) or 'nothing'}."
-        raise KeyError(f"No obsm[{spatial_key!r}].{there} Name it: spatial_key=.")
-
-    images, rows = _assign(adata, library_key)
-    centers, inside = _locate(coordinates, images, rows)
-    sides = _sides(images, crop_scale)
-    batches = []
-    for name in images:
-        here = rows[name][inside[rows[name]]]
-        step = batch_size or max(1, _PIXELS // sides[name] ** 2)
-        batches += [(name, here[start : start + step]) for start in range(0, len(here), step)]
-
-    features: np.ndarray | None = None
-    for name, batch in progress_bar(batches, total=len(batches), desc="image features", show=progress):
-        encoded = _checked(encode(gather_crops(images[name].pixels, centers[batch], sides[name])), encode, len(batch))
-        if features is None:
-            features = np.full((adata.n_obs, encoded.shape[1]), np.nan, dtype=np.float32)
-        if encoded.shape[1] != features.shape[1]:
-            raise ValueError(
-                f"Encoder {encode.name!r} gave {encoded.shape[1]} features for section {name!r} and "
-                f"{features.shape[1]} before: it must give the same number whatever the crop size ({sides})."
-            )
-        features[batch] = encoded
-    if features is None:
-        raise ValueError("There are no observations to compute image features of.")
-    _warn(int((~inside).sum()), adata.n_obs, images, sides, crop_scale)
-    record: dict[str, Any] = {
-        "encoder": str(encode.name),
-        "crop_scale": float(crop_scale),
-        "crop_pixels": {name: sides[name] for name in images},
-        "image": {name: image.kind for name, image in images.items()},
-    }
-    names = getattr(encode, "feature_names", None)
-    if names is not None:
-        record["feature_names"] = np.asarray(names, dtype=object)
-    return features, record
+def _compute(data: Any, table: AnnData, request: Request, key: str | None) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """Compute features and record; None where those under ``key`` are of the very same work."""
+    encoder = request.call.make()
+    plan = make_plan(data, table.n_obs, request, encoder)
+    warn_of(plan)
+    if key is not None and _is_done(table, key, plan.record.get("token")):
+        logger.info("obsm[%r] has these features already; overwrite=True computes them again", key)
+        return None
+    return run_plan(plan, request, encoder), plan.record
 
 
-def _assign(adata: AnnData, library_key: str | None) -> tuple[dict[str, LibraryImage], dict[str, np.ndarray]]:
-    """Read the image of each section that has one, and the rows of the observations that lie on it."""
-    spatial = {str(name): entry for name, entry in adata.uns["spatial"].items()}
-    section, names = _read.read_sections(adata, library_key)
-    with_image = [name for name in names if name in spatial]
-    if not with_image:
-        where = "" if library_key is None else f" in obs[{library_key!r}]"
-        raise ValueError(
-            f"None of the sections{where} ({', '.join(names)}) has an image in uns['spatial'] "
-            f"({', '.join(spatial)}): rename one or the other, or name another column with library_key=."
-        )
-    images = {name: library_image(spatial, name) for name in with_image}
-    return images, {name: np.flatnonzero(section == names.index(name)) for name in with_image}
-
-
-def _sides(images: dict[str, LibraryImage], crop_scale: float) -> dict[str, int]:
-    """Sides of the crops in pixels of each image."""
-    sides = {name: max(_MIN_SIDE, round(crop_scale * i.spot_diameter * i.scale)) for name, i in images.items()}
-    for name, image in images.items():
-        height, width = image.pixels.shape[:2]
-        if sides[name] > max(min(height, width), _MIN_SIDE):
-            raise ValueError(
-                f"crop_scale={crop_scale!r} makes crops of {sides[name]} x {sides[name]} pixels in section {name!r}, "
-                f"more than its image of {width} x {height} pixels has: use a smaller one, or check "
-                f"uns['spatial'][{name!r}]['scalefactors'] (spot_diameter_fullres, tissue_{image.kind}_scalef)."
-            )
-    return sides
-
-
-def _locate(
-    coordinates: np.ndarray, images: dict[str, LibraryImage], rows: dict[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scale coordinates to image pixels (x, y) and tell which observations lie on their image."""
-    centers = np.full(coordinates.shape, np.nan)
-    inside = np.zeros(len(coordinates), dtype=bool)
-    for name, image in images.items():
-        here = coordinates[rows[name]] * image.scale
-        centers[rows[name]] = here
-        height, width = image.pixels.shape[:2]
-        inside[rows[name]] = ((here >= 0) & (here < (width, height))).all(axis=1)
-    if len(coordinates) and not inside.any():
-        raise ValueError("No observation lies on its image. " + " ".join(_extents(centers, images, rows)))
-    return centers, inside
-
-
-def _extents(centers: np.ndarray, images: dict[str, LibraryImage], rows: dict[str, np.ndarray]) -> list[str]:
-    lines = []
-    for name, image in images.items():
-        here = centers[rows[name]]
-        here = here[np.isfinite(here).all(axis=1)]
-        height, width = image.pixels.shape[:2]
-        if len(here):
-            (x0, y0), (x1, y1) = here.min(axis=0), here.max(axis=0)
-            span = f"x {x0:.4g} to {x1:.4g}, y {y0:.4g} to {y1:.4g} after scaling by {image.scale:.4g}"
-        else:
-            span = "no finite coordinates"
-        lines.append(f"Section {name!r}: image of {width} x {height} pixels (width x height), {span}.")
-    return lines + ["Coordinates are x, then y, in pixels of the full image; check them and the scale factor."]
-
-
-def _checked(encoded: Any, encode: Any, n: int) -> np.ndarray:
-    encoded = np.asarray(encoded)
-    if encoded.ndim != 2 or len(encoded) != n:
-        raise ValueError(
-            f"Encoder {encode.name!r} must give one row of features for each of the {n} crops, but its result has the "
-            f"shape {encoded.shape}."
-        )
-    if not np.isfinite(encoded).all():
-        raise ValueError(f"Encoder {encode.name!r} gave values that are not finite.")
-    return encoded
-
-
-def _warn(n_missing: int, n: int, images: dict[str, LibraryImage], sides: dict[str, int], crop_scale: float) -> None:
-    if n_missing:
-        warn(
-            f"{n_missing} of {n} observations have no image (their centre lies outside of it, or their section has "
-            "none): their features are NaN."
-        )
-    small = [name for name, i in images.items() if round(crop_scale * i.spot_diameter * i.scale) < _MIN_SIDE]
-    if small:
-        warn(
-            f"Crops of {crop_scale:g} spot diameters have fewer than {_MIN_SIDE} pixels in {', '.join(small)}: "
-            f"{_MIN_SIDE} pixels are used. A larger crop_scale or a sharper image shows more."
-        )
+def _is_done(table: AnnData, key: str, token: str | None) -> bool:
+    record = table.uns.get(key)
+    return token is not None and key in table.obsm and isinstance(record, Mapping) and record.get("token") == token

@@ -1,9 +1,13 @@
 """An image encoder without weights: stain statistics and multi-scale texture of H&E crops."""
 
+from importlib.metadata import version
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_SIDE = 64  # pixels of a crop, about
 _LEVELS = 3  # of the pyramid: details of about 1, 2 and 4 pixels
 _RINGS = (0.0, 0.35, 0.7, np.inf)  # bounds of centre, middle and rim, in half crop sides
 _NEIGHBOURS = ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0))  # around a pixel, in circular order
@@ -22,18 +26,24 @@ class TextureEncoder:
     - the means of centre, middle and rim of the crop,
 
     and of the density also histograms of rotation-invariant local binary patterns (Ojala et al., 2002) at two levels.
-    Crops of 4 pixels and more are fine. Levels for which a small crop has no room are nearly constant.
+    Crops of 4 pixels and more are fine. Levels for which a small crop has no room are nearly constant. Crops of 96
+    pixels and more are averaged down to about 64 first: at full resolution the same detail is looked at as in smaller
+    images, and it takes no longer.
     """
 
     name = "texture"
+    input_size: int | None = None
+    preferred_size = _SIDE
 
     def __init__(self) -> None:
-        self.feature_names = _feature_names()
-        self.n_features = len(self.feature_names)
+        self.feature_names: list[str] | None = _feature_names()
+        self.n_features: int | None = len(self.feature_names)
+        self.record: dict[str, Any] = {"source": "built in", "embedding": "stain and texture statistics"}
+        self.token: str | None = f"texture of stfuse {version('stfuse')}"
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
         """Turn b x h x w x 3 crops (uint8) into b x n_features features (float32)."""
-        channels = stain_channels(crops)
+        channels = stain_channels(_reduced(crops))
         parts = [_statistics(c) for c in channels] + [_ring_means(c) for c in channels]
         for channel in channels:
             level = channel
@@ -44,6 +54,21 @@ class TextureEncoder:
                     parts.append(_binary_patterns(level))
                 level = smooth[:, ::2, ::2]
         return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
+def _reduced(crops: np.ndarray) -> np.ndarray:
+    """Average large crops down to about the usual side, by a whole factor; what is left over is cut off all around."""
+    height, width = crops.shape[1:3]
+    factor = round(min(height, width) / _SIDE)
+    if factor < 2:
+        return crops
+    top, left = height % factor // 2, width % factor // 2
+    rows, columns = height // factor, width // factor
+    inner = crops[:, top : top + rows * factor, left : left + columns * factor]
+    # first along rows, where numpy adds whole lines, then along columns: several times as fast as both at once
+    sums = inner.reshape(len(crops), rows, factor, columns * factor, 3).sum(axis=2, dtype=np.uint32)
+    sums = sums.reshape(len(crops), rows, columns, factor, 3).sum(axis=3, dtype=np.uint32)
+    return np.rint(sums / np.float32(factor * factor)).astype(np.uint8)
 
 
 def _feature_names() -> list[str]:

@@ -3,7 +3,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2hed
 
-from stfuse.pp._texture import TextureEncoder, stain_channels
+from stfuse.pp._encoders._texture import TextureEncoder, stain_channels
 
 encoder = TextureEncoder()
 
@@ -123,3 +123,20 @@ def test_turning_a_crop_changes_nothing():
     for i, name in enumerate(encoder.feature_names):
         if not name.endswith(("2px", "4px")):  # halving the image keeps the even rows, which turning moves
             np.testing.assert_allclose(turned[:, i], features[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_large_crops_are_averaged_down():
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (3, 69, 70, 3), dtype=np.uint8)
+    large = np.kron(small, np.ones((1, 3, 3, 1), dtype=np.uint8))
+    np.testing.assert_allclose(encoder(large), encoder(small), rtol=1e-5, atol=1e-6)
+    framed = np.pad(large, ((0, 0), (1, 1), (0, 1), (0, 0)))  # 209 x 211: what is left over is cut off
+    np.testing.assert_allclose(encoder(framed), encoder(small), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(encoder(large[:, :95, :95]), encoder(small[:, :31, :31]), rtol=1e-2)
+
+
+def test_sums_of_the_largest_crops_fit():
+    white = np.full((1, 64 * 250, 128, 3), 255, dtype=np.uint8)
+    from stfuse.pp._encoders._texture import _reduced
+
+    assert _reduced(white).min() == 255

@@ -1,0 +1,132 @@
+"""An image at one or several resolutions, in memory or lazy, read as uint8 RGB."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stfuse._image._color import ColorFormat, check_bright, check_shape, color_format
+
+_SAMPLE = 200_000  # values that tell two images in memory apart
+_SAMPLE_SIDE = 4096  # pixels a side that tell how deep a lazy image is
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution: h x w x c values, a numpy or a dask array, and how many full-resolution pixels one of its is."""
+
+    pixels: Any
+    downsample: tuple[float, float]  # along x, along y
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels of this level."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    @property
+    def lazy(self) -> bool:
+        """Whether pixels are computed when they are asked for."""
+        return not isinstance(self.pixels, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """An image: its levels, sharpest first, and what is known of it.
+
+    "Full resolution" are the pixels that coordinates count; the sharpest level may be coarser (a Visium hires image).
+    """
+
+    name: str  # for messages
+    kind: str  # for the record: "hires", the name of a file or of an element
+    levels: tuple[Level, ...]
+    color: ColorFormat
+    token: str  # tells two images apart without reading them whole
+    mpp: float | None = None  # microns per full-resolution pixel, where the image itself says so
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in full-resolution pixels."""
+        level = self.levels[0]
+        return level.size[0] * level.downsample[0], level.size[1] * level.downsample[1]
+
+    def read(self, level: int, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
+        """Read a part of one level as h x w x 3 of uint8."""
+        pixels = self.levels[level].pixels[rows, columns]
+        if self.levels[level].lazy:
+            pixels = pixels.compute(scheduler="threads")
+        return self.color.to_rgb(np.asarray(pixels))
+
+    def thumbnail(self, max_side: int) -> tuple[np.ndarray, tuple[float, float]]:
+        """Give the whole image small, h x w x 3 of uint8, and full-resolution pixels per thumbnail pixel (x, y)."""
+        enough = [i for i, level in enumerate(self.levels) if max(level.size) >= max_side]
+        index = enough[-1] if enough else 0
+        level = self.levels[index]
+        step = max(1, -(-max(level.size) // max_side))
+        if step == 1:
+            return self.read(index), level.downsample
+        # means of step x step pixels; what is left over at the lower and right border is less than one of them
+        width, height = (n - n % step for n in level.size)
+        out = np.empty((height // step, width // step, 3), dtype=np.uint8)
+        band = max(1, _row_height(level) // step) * step
+        for top in range(0, height, band):
+            rows = self.read(index, slice(top, min(top + band, height)), slice(0, width))
+            blocks = rows.reshape(len(rows) // step, step, width // step, step, 3)
+            out[top // step : top // step + len(blocks)] = np.rint(blocks.mean(axis=(1, 3), dtype=np.float32))
+        return out, (level.downsample[0] * step, level.downsample[1] * step)
+
+    def nearest_level(self, downsample: float) -> int:
+        """Find the level whose resolution is nearest to so many full-resolution pixels per pixel."""
+        ratios = [abs(np.log(np.sqrt(np.prod(level.downsample)) / downsample)) for level in self.levels]
+        return int(np.argmin(ratios))
+
+
+def _row_height(level: Level) -> int:
+    return int(max(level.pixels.chunks[0])) if level.lazy else 1024
+
+
+def pyramid(
+    levels: Sequence[Any],
+    *,
+    name: str,
+    kind: str,
+    downsample: float = 1.0,
+    mpp: float | None = None,
+    token: str | None = None,
+) -> Pyramid:
+    """Make a pyramid of h x w (x c) arrays, sharpest first; the first has ``downsample`` full-resolution pixels a pixel."""
+    arrays = []
+    for array in levels:
+        if not hasattr(array, "compute"):
+            array = np.asarray(array)
+        arrays.append(array[:, :, None] if array.ndim == 2 else array)
+        check_shape(tuple(map(int, arrays[-1].shape)), name)
+    arrays.sort(key=lambda a: -a.shape[0] * a.shape[1])
+    height, width = arrays[0].shape[:2]
+    made = [Level(a, (downsample * width / a.shape[1], downsample * height / a.shape[0])) for a in arrays]
+    sample = _sample(made[-1])
+    color = color_format(sample, name)
+    check_bright(sample, color, name)
+    return Pyramid(name, kind, tuple(made), color, token or _token(arrays[0]), mpp)
+
+
+def _sample(level: Level) -> np.ndarray:
+    """Take the pixels that decide on the colour format: all of them in memory, a regular part of large lazy levels."""
+    if not level.lazy:
+        return level.pixels
+    if level.pixels.dtype == np.uint8 and level.pixels.shape[2] > 1:
+        return np.zeros((1, 1, level.pixels.shape[2]), np.uint8)  # nothing to decide, and nothing to read
+    step = max(1, -(-max(level.size) // _SAMPLE_SIDE))
+    return np.asarray(level.pixels[::step, ::step].compute(scheduler="threads"))
+
+
+def _token(array: Any) -> str:
+    """Tell arrays apart: dask's own name of a lazy one, a digest of a regular sample of one in memory."""
+    if not isinstance(array, np.ndarray):
+        return str(array.name)
+    flat = array.reshape(-1)
+    digest = hashlib.sha1(np.ascontiguousarray(flat[:: max(1, flat.size // _SAMPLE)]).tobytes(), usedforsecurity=False)
+    return f"{array.shape}-{array.dtype}-{digest.hexdigest()}"

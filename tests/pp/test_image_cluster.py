@@ -1,0 +1,81 @@
+"""Image features computed by the workers of a dask cluster."""
+
+import os
+
+import numpy as np
+import pytest
+from anndata import AnnData
+
+from stfuse.pp import image_features
+from stfuse.pp._encode import connected_client
+
+
+class Where:
+    """An encoder whose first feature is the process it ran in."""
+
+    name = "where"
+    n_features = 2
+
+    def __call__(self, crops):
+        return np.column_stack([np.full(len(crops), os.getpid()), crops.mean(axis=(1, 2, 3))]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def client():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def slide(tmp_path):
+    import tifffile
+
+    pixels = np.random.default_rng(0).integers(100, 255, (600, 800, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "slide.tif", pixels, tile=(128, 128), photometric="rgb")
+    adata = AnnData(np.ones((300, 1), np.float32))
+    adata.obsm["spatial"] = np.random.default_rng(1).random((300, 2)) * (800, 600)
+    return adata, pixels, tmp_path / "slide.tif"
+
+
+def test_no_client_is_started():
+    assert connected_client() is None
+
+
+@pytest.mark.parametrize("kind", ["file", "array", "dask"])
+def test_workers_compute_what_one_process_does(slide, client, kind):
+    import dask.array as da
+
+    adata, pixels, path = slide
+    image = {"file": path, "array": pixels, "dask": da.from_array(pixels, chunks=(200, 200, 3))}[kind]
+    kwargs = {"image": image, "crop_px": 32, "grid": [1, 2]}
+    assert connected_client() is client
+    image_features(adata, Where(), key_added="X_where", **kwargs)
+    image_features(adata, "texture", key_added="X_texture", **kwargs)
+    processes = set(np.unique(adata.obsm["X_where"][..., 0]))
+    assert len(processes) == 2 and os.getpid() not in processes
+    alone = _alone(adata, kwargs)
+    np.testing.assert_allclose(adata.obsm["X_texture"], alone, rtol=1e-5, atol=1e-6)
+
+
+def _alone(adata, kwargs):
+    from unittest.mock import patch
+
+    with patch("stfuse.pp._encode.connected_client", return_value=None):
+        return image_features(adata, "texture", copy=True, **kwargs).obsm["X_image_grid"]
+
+
+def test_an_error_on_a_worker_comes_back(slide, client):
+    class Fails(Where):
+        def __call__(self, crops):
+            raise RuntimeError("out of memory")
+
+    adata, _, path = slide
+    with pytest.raises(RuntimeError, match="out of memory"):
+        image_features(adata, Fails(), image=path, crop_px=32)
+    assert not adata.obsm.keys() - {"spatial"}

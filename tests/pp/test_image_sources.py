@@ -1,0 +1,425 @@
+"""Image features from files, SpatialData and slides: the right pixels reach the encoder."""
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData, read_h5ad
+
+from stfuse.datasets import mob
+from stfuse.pp import image_features
+
+
+class Keep:
+    """An encoder that keeps the crops it gets."""
+
+    name = "keep"
+    n_features = 1
+
+    def __init__(self):
+        self.crops = []
+
+    def __call__(self, crops):
+        self.crops.append(crops)
+        start = sum(map(len, self.crops)) - len(crops)
+        return np.arange(start, start + len(crops), dtype=np.float32)[:, None]
+
+    def of(self, features):
+        """Crops in the order of the features' rows."""
+        crops = [crop for batch in self.crops for crop in batch]
+        return [crops[int(i)] for i in features.ravel()]
+
+
+class Sized(Keep):
+    """The same, as an encoder of the package, with a size of crops that it likes."""
+
+    feature_names, record, token = None, {}, None
+
+    def __init__(self, input_size):
+        super().__init__()
+        self.input_size = input_size
+
+
+def photograph(height=300, width=400, seed=0):
+    """Smooth colours on a bright ground, so that neighbouring crops differ."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([120 + x // 4, 90 + y // 3, 180 + (x + y) // 12], axis=-1).astype(np.uint8)
+
+
+def cells(n=25, height=300, width=400, seed=0):
+    rng = np.random.default_rng(seed)
+    adata = AnnData(np.ones((n, 2), np.float32))
+    adata.obsm["spatial"] = rng.random((n, 2)) * (width, height)
+    adata.obs["x"], adata.obs["y"] = adata.obsm["spatial"].T
+    return adata
+
+
+def sliced(pixels, x, y, side):
+    padded = np.pad(pixels, ((side, side), (side, side), (0, 0)), mode="reflect")
+    left, top = int(np.floor(x - side / 2 + 0.5)) + side, int(np.floor(y - side / 2 + 0.5)) + side
+    return padded[top : top + side, left : left + side]
+
+
+def assert_sliced(encoder, features, pixels, centers, side):
+    for crop, (x, y) in zip(encoder.of(features), centers, strict=True):
+        np.testing.assert_array_equal(crop, sliced(pixels, x, y, side))
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "array", "dask"])
+def test_a_file_or_an_array_of_full_resolution(tmp_path, kind):
+    import dask.array as da
+    import tifffile
+    from PIL import Image
+
+    pixels, adata, encoder = photograph(), cells(), Keep()
+    image = tmp_path / f"slide.{kind}"
+    if kind == "png":
+        Image.fromarray(pixels).save(image)
+    elif kind == "tif":
+        tifffile.imwrite(image, pixels, tile=(64, 64), photometric="rgb")
+    else:
+        image = pixels if kind == "array" else da.from_array(pixels, chunks=(100, 90, 3))
+    image_features(adata, encoder, image=image, crop_px=41)
+    assert_sliced(encoder, adata.obsm["X_image"], pixels, adata.obsm["spatial"], 41)
+    kind_of = {"png": "slide.png", "tif": "slide.tif"}.get(kind, "array")
+    assert adata.uns["X_image"]["image"] == {"section": kind_of} and adata.uns["X_image"]["crop_um"] == {}
+
+
+def test_coordinates_in_two_columns():
+    pixels, adata, encoder = photograph(), cells(), Keep()
+    del adata.obsm["spatial"]
+    image_features(adata, encoder, image=pixels, crop_px=20, spatial_key=("x", "y"))
+    assert_sliced(encoder, adata.obsm["X_image"], pixels, adata.obs[["x", "y"]].to_numpy(), 20)
+    with pytest.raises(KeyError, match="No obs column 'z'"):
+        image_features(adata, image=pixels, crop_px=20, spatial_key=("x", "z"))
+    with pytest.raises(ValueError, match="two columns of obs"):
+        image_features(adata, image=pixels, crop_px=20, spatial_key=("x",))
+    adata.obs["name"] = "a"
+    with pytest.raises(ValueError, match="must hold numbers"):
+        image_features(adata, image=pixels, crop_px=20, spatial_key=("x", "name"))
+
+
+def test_one_file_for_each_section():
+    adata = cells(20)
+    adata.obs["section"] = ["a", "b"] * 10
+    images = {"a": photograph(), "b": 255 - photograph() // 2}
+    encoder = Keep()
+    image_features(adata, encoder, image=images, crop_px=16, library_key="section")
+    for name, pixels in images.items():
+        rows = np.flatnonzero(adata.obs["section"] == name)
+        assert_sliced(encoder, adata.obsm["X_image"][rows], pixels, adata.obsm["spatial"][rows], 16)
+    with pytest.raises(ValueError, match="One image is given and there are 2 sections"):
+        image_features(adata, image=images["a"], crop_px=16, library_key="section")
+    with pytest.raises(KeyError, match="'c', which is no section"):
+        image_features(adata, image={"c": images["a"]}, crop_px=16, library_key="section")
+    with pytest.warns(UserWarning, match="10 of 20"):
+        image_features(adata, image={"a": images["a"]}, crop_px=16, library_key="section")
+
+
+def test_sizes_in_microns():
+    pixels, adata, encoder = photograph(), cells(), Keep()
+    image_features(adata, encoder, image=pixels, crop_um=12, mpp=0.5)
+    assert adata.uns["X_image"]["crop_pixels"] == {"section": 24} and adata.uns["X_image"]["crop_um"] == {
+        "section": 12.0
+    }
+    assert_sliced(encoder, adata.obsm["X_image"], pixels, adata.obsm["spatial"], 24)
+    with pytest.raises(ValueError, match="crop_um=12 needs the size of a pixel.*mpp="):
+        image_features(adata, image=pixels, crop_um=12)
+    with pytest.raises(ValueError, match="no size of their own.*crop_um="):
+        image_features(adata, image=pixels)
+    with pytest.raises(ValueError, match="not crop_um and crop_px"):
+        image_features(adata, image=pixels, crop_um=12, crop_px=20)
+
+
+def test_stored_image_by_name():
+    adata = mob()[:400].copy()
+    entry = adata.uns["spatial"]["MOB1"]
+    entry["images"]["other"] = 255 - entry["images"]["hires"]
+    with pytest.raises(KeyError, match="tissue_other_scalef"):
+        image_features(adata, image="other")
+    for name in adata.uns["spatial"]:
+        adata.uns["spatial"][name]["images"]["other"] = adata.uns["spatial"][name]["images"]["hires"]
+        adata.uns["spatial"][name]["scalefactors"]["tissue_other_scalef"] = 1.0
+    image_features(adata, image="other")
+    assert set(adata.uns["X_image"]["image"].values()) == {"other"}
+    with pytest.raises(KeyError, match="no 'hirez'. Did you mean 'hires'"):
+        image_features(adata, image="hirez")
+
+
+def test_the_level_of_a_pyramid_nearest_to_the_encoder(tmp_path):
+    import tifffile
+
+    pixels = photograph(1200, 1600)
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as writer:
+        writer.write(pixels, tile=(256, 256), photometric="rgb", subifds=2)
+        writer.write(pixels[::2, ::2], tile=(256, 256), photometric="rgb", subfiletype=1)
+        writer.write(pixels[::4, ::4], tile=(256, 256), photometric="rgb", subfiletype=1)
+    adata = cells(30, 1200, 1600)
+    for input_size, scale, level in [(64, "auto", 1), (30, "auto", 2), (128, "auto", 0), (64, "full", 0), (64, 2, 2)]:
+        encoder = Sized(input_size)
+        image_features(adata, encoder, image=tmp_path / "slide.tif", crop_px=128, scale=scale)
+        assert adata.uns["X_image"]["level"] == {"section": [level]}
+        assert encoder.crops[0].shape[1] == 128 // 2**level
+        assert_sliced(
+            encoder,
+            adata.obsm["X_image"],
+            pixels[:: 2**level, :: 2**level],
+            adata.obsm["spatial"] / 2**level,
+            128 // 2**level,
+        )
+    with pytest.raises(ValueError, match="scale=3.*has 3 level"):
+        image_features(adata, image=tmp_path / "slide.tif", crop_px=128, scale=3)
+    with pytest.raises(ValueError, match="scale must be 'auto', 'full'"):
+        image_features(adata, image=tmp_path / "slide.tif", crop_px=128, scale="best")
+
+
+def test_a_grid_parts_the_crop_row_by_row():
+    pixels, encoder = photograph(), Keep()
+    adata = cells(3)
+    adata.obsm["spatial"] = np.array([[100.0, 120.0], [200.0, 80.0], [4.0, 4.0]])
+    image_features(adata, encoder, image=pixels, crop_px=64, grid=[1, 2, 4])
+    features = adata.obsm["X_image_grid"]
+    assert features.shape == (3, 21, 1) and "X_image" not in adata.obsm
+    assert adata.uns["X_image_grid"]["grid"] == [1, 2, 4]
+    for i, (x, y) in enumerate(adata.obsm["spatial"].astype(int)):
+        whole = sliced(pixels, x, y, 64)
+        expected = [whole]
+        for g in (2, 4):
+            side = 64 // g
+            expected += [
+                whole[r * side : (r + 1) * side, c * side : (c + 1) * side] for r in range(g) for c in range(g)
+            ]
+        for crop, right in zip(encoder.of(features[i]), expected, strict=True):
+            np.testing.assert_array_equal(crop, right)
+    image_features(adata, Keep(), image=pixels, crop_px=64, grid=2)
+    assert adata.obsm["X_image_grid"].shape == (3, 4, 1)
+    for grid, error in [([], ValueError), (0, ValueError), ([1, 2.5], TypeError), ("2", TypeError)]:
+        with pytest.raises(error, match="grid"):
+            image_features(adata, image=pixels, crop_px=64, grid=grid)
+
+
+def test_grid_survives_h5ad_and_marks_missing_rows(tmp_path):
+    adata = cells(5)
+    adata.obsm["spatial"][2] = -50
+    with pytest.warns(UserWarning, match="1 of 5 observations"):
+        image_features(adata, image=photograph(), crop_px=64, grid=[1, 2])
+    assert (
+        np.isnan(adata.obsm["X_image_grid"][2]).all() and np.isfinite(np.delete(adata.obsm["X_image_grid"], 2, 0)).all()
+    )
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    np.testing.assert_array_equal(read_h5ad(tmp_path / "a.h5ad").obsm["X_image_grid"], adata.obsm["X_image_grid"])
+
+
+def test_tables_of_tiles_take_their_own_size():
+    adata, encoder = cells(6), Keep()
+    adata.obs["tile_size"] = 50.0
+    image_features(adata, encoder, image=photograph())
+    assert encoder.crops[0].shape[1:] == (50, 50, 3)
+
+
+# SpatialData
+
+
+def spatial_data(angle=0.0, factor=1.0, scale_factors=None, n=12, seed=0):
+    """Spots in their own units, an image that is turned and scaled against them; gives also its pixels and centres."""
+    spatialdata = pytest.importorskip("spatialdata")
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel
+    from spatialdata.transformations import Affine, Identity
+
+    pixels = photograph()
+    rng = np.random.default_rng(seed)
+    centers = rng.random((n, 2)) * (400, 300)
+    matrix = np.array(
+        [
+            [np.cos(angle) * factor, -np.sin(angle) * factor, 40.0],
+            [np.sin(angle) * factor, np.cos(angle) * factor, -7.0],
+            [0, 0, 1],
+        ]
+    )
+    spots = (np.column_stack([centers, np.ones(n)]) @ matrix.T)[:, :2]
+    names = [f"s{i}" for i in rng.permutation(n)]
+    adata = AnnData(np.ones((n, 2), np.float32))
+    adata.obs["region"], adata.obs["instance"] = pd.Categorical(["spots"] * n), names
+    sdata = spatialdata.SpatialData(
+        images={
+            "he": Image2DModel.parse(
+                np.moveaxis(pixels, -1, 0),
+                dims=("c", "y", "x"),
+                chunks=(3, 128, 128),
+                scale_factors=scale_factors,
+                transformations={"global": Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y"))},
+            )
+        },
+        shapes={
+            "spots": ShapesModel.parse(
+                spots, geometry=0, radius=8 * factor, index=names, transformations={"global": Identity()}
+            )
+        },
+        tables={"table": TableModel.parse(adata, region="spots", region_key="region", instance_key="instance")},
+    )
+    return sdata, pixels, centers
+
+
+@pytest.mark.parametrize("angle", [0.0, np.pi / 2, 0.7])
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_spots_of_spatialdata_under_rotation_and_scaling(angle, factor):
+    sdata, pixels, centers = spatial_data(angle, factor)
+    encoder = Keep()
+    image_features(sdata, encoder)
+    table = sdata["table"]
+    # three spots of 16 pixels, whatever the units of the spots
+    assert table.uns["X_image"]["crop_pixels"] == {"spots": 48} and table.uns["X_image"]["crop_scale"] == 3
+    assert_sliced(encoder, table.obsm["X_image"], pixels, centers, 48)
+
+
+def test_spatialdata_copy_and_names():
+    sdata, _, _ = spatial_data(scale_factors=[2])
+    changed = image_features(sdata, shapes="spots", image="he", table_key="table", key_added="X_texture", copy=True)
+    assert "X_texture" in changed["table"].obsm and "X_texture" not in sdata["table"].obsm
+    with pytest.raises(ValueError, match="name parts of a SpatialData"):
+        image_features(cells(), shapes="spots", crop_px=10, image=photograph())
+
+
+def test_spatialdata_survives_zarr(tmp_path):
+    import spatialdata
+
+    sdata, pixels, centers = spatial_data(0.7, 0.25, scale_factors=[2])
+    sdata.write(tmp_path / "a.zarr")
+    encoder = Keep()
+    read = spatialdata.read_zarr(tmp_path / "a.zarr")
+    image_features(read, encoder, scale="full")
+    assert_sliced(encoder, read["table"].obsm["X_image"], pixels, centers, 48)
+
+
+# resuming
+
+
+def test_the_same_work_is_not_done_twice(caplog):
+    adata = cells()
+    image_features(adata, image=photograph(), crop_px=20)
+    adata.obsm["X_image"][0] = 7
+    with caplog.at_level(logging.INFO, logger="stfuse"):
+        image_features(adata, image=photograph(), crop_px=20)
+    assert "has these features already" in caplog.text and (adata.obsm["X_image"][0] == 7).all()
+    image_features(adata, image=photograph(), crop_px=20, overwrite=True)
+    assert not (adata.obsm["X_image"][0] == 7).any()
+
+
+@pytest.mark.parametrize("change", ["size", "image", "place", "grid", "rows"])
+def test_other_work_is_done(change):
+    adata = cells()
+    image_features(adata, image=photograph(), crop_px=20, key_added="X_image")
+    adata.obsm["X_image"][1] = 7
+    kwargs = {"image": photograph(), "crop_px": 20}
+    if change == "size":
+        kwargs["crop_px"] = 22
+    elif change == "image":
+        kwargs["image"] = kwargs["image"] - 1
+    elif change == "place":
+        adata.obsm["spatial"] += 1
+    elif change == "grid":
+        kwargs["grid"] = 2
+    else:
+        adata = adata[1:].copy()
+    image_features(adata, **kwargs, key_added="X_image")
+    assert not (adata.obsm["X_image"] == 7).any()
+
+
+def test_encoders_of_the_user_are_always_asked():
+    adata, encoder = cells(), Keep()
+    for _ in range(2):
+        image_features(adata, encoder, image=photograph(), crop_px=20)
+    assert sum(map(len, encoder.crops)) == 50 and "token" not in adata.uns["X_image"]
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    from stfuse.pp import _encode, _feature_store
+
+    adata, pixels = cells(200), photograph()
+    expected = image_features(adata, image=pixels, crop_px=20, copy=True).obsm["X_image"]
+    monkeypatch.setattr(_feature_store, "_EVERY", 0.0)
+    made = _encode.EncoderCall.make
+    crops = []
+
+    def failing(call, limit=100):
+        encoder = made(call)
+        real = type(encoder).__call__
+
+        class Failing(type(encoder)):
+            def __call__(self, batch):
+                crops.append(len(batch))
+                if sum(crops) > limit:
+                    raise KeyboardInterrupt
+                return real(self, batch)
+
+        encoder.__class__ = Failing
+        return encoder
+
+    monkeypatch.setattr(_encode.EncoderCall, "make", failing)
+    with pytest.raises(KeyboardInterrupt):
+        image_features(adata, image=pixels, crop_px=20, batch_size=10, store=tmp_path)
+    assert "X_image" not in adata.obsm and len(list(tmp_path.glob("texture-*/*.npz"))) == 10
+    crops.clear()
+    image_features(adata, image=pixels, crop_px=20, batch_size=10, store=tmp_path)
+    assert sum(crops) == 100
+    np.testing.assert_array_equal(adata.obsm["X_image"], expected)
+    next(tmp_path.glob("texture-*/*.npz")).write_bytes(b"broken")
+    crops.clear()
+    with pytest.warns(UserWarning, match="can't be read"):
+        image_features(adata, image=pixels, crop_px=20, batch_size=10, store=tmp_path, overwrite=True)
+    assert sum(crops) == 10
+    np.testing.assert_array_equal(adata.obsm["X_image"], expected)
+    with pytest.raises(ValueError, match="store= keeps work"):
+        image_features(adata, Keep(), image=pixels, crop_px=20, store=tmp_path)
+
+
+# real images
+
+
+def test_her2st_full_resolution(shared_data):
+    """The same tissue at full resolution and in the hires image gives nearly the same colours."""
+    adata = read_h5ad(shared_data / "her2st" / "her2st_B4.h5ad")
+
+    class Mean(Keep):
+        n_features = 3
+
+        def __call__(self, crops):
+            self.crops.append(crops[:1])
+            return crops.mean(axis=(1, 2)).astype(np.float32)
+
+    encoder = Mean()
+    image_features(
+        adata, encoder, image=shared_data / "her2st" / "her2st_B4_fullres.jpg", crop_um=100, key_added="X_full"
+    )
+    image_features(adata, Mean(), crop_um=100, key_added="X_hires")
+    assert encoder.crops[0].shape[1] == 145 and adata.uns["X_hires"]["crop_pixels"] == {"B4": 29}
+    assert adata.uns["X_full"]["crop_um"]["B4"] == pytest.approx(100)
+    assert np.abs(adata.obsm["X_full"] - adata.obsm["X_hires"]).mean() < 3
+    for channel in range(3):
+        assert np.corrcoef(adata.obsm["X_full"][:, channel], adata.obsm["X_hires"][:, channel])[0, 1] > 0.98
+
+
+def test_xenium_with_exchanged_axes(shared_data):
+    folder = shared_data / "xenium_lung200"
+    adata = read_h5ad(folder / "NCBI858.h5ad")
+    with pytest.warns(UserWarning, match="lie on tissue; with x and y exchanged it is 9[0-9]%.*spatial_key"):
+        image_features(adata, image=folder / "NCBI858.jpg", spatial_key=("x_pixel", "y_pixel"), crop_px=40)
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        image_features(adata, image=folder / "NCBI858.jpg", spatial_key=("y_pixel", "x_pixel"), crop_px=40)
+    assert np.isfinite(adata.obsm["X_image"]).all()
+
+
+def test_slide_file_with_points(shared_data):
+    path = shared_data / "wsi" / "CMU-1-Small-Region.svs"
+    adata, encoder = cells(40, 2967, 2220, seed=1), Keep()
+    with pytest.warns(UserWarning, match="lie on tissue"):
+        image_features(adata, encoder, image=path, crop_um=112)
+    assert adata.uns["X_image"]["crop_pixels"] == {"section": 224}
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        assert_sliced(encoder, adata.obsm["X_image"], file.series[0].asarray(), adata.obsm["spatial"], 224)
