@@ -8,7 +8,7 @@ import pytest
 from anndata import AnnData, read_h5ad
 
 from stfuse.datasets import mob
-from stfuse.pp import image_features
+from stfuse.pp import image_features, normalize_stain
 
 
 class Keep:
@@ -290,6 +290,31 @@ def test_spatialdata_survives_zarr(tmp_path):
     read = spatialdata.read_zarr(tmp_path / "a.zarr")
     image_features(read, encoder, scale="full")
     assert_sliced(encoder, read["table"].obsm["X_image"], pixels, centers, 48)
+
+
+# staining
+
+
+@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+def test_stain_at_crop_time_equals_stain_before(method):
+    adata = mob()[::10].copy()
+    normalize_stain(adata, method=method, target="MOB1")
+    encoder, before = Keep(), Keep()
+    image_features(adata, encoder, stain=method, stain_target="MOB1", key_added="X_crops")
+    image_features(adata, before, image=f"hires_{method}", key_added="X_before")
+    crops, expected = encoder.of(adata.obsm["X_crops"]), before.of(adata.obsm["X_before"])
+    for crop, right in zip(crops, expected, strict=True):
+        np.testing.assert_array_equal(crop, right)
+    record = adata.uns["X_crops"]["stain"]
+    assert (
+        record["method"] == method
+        and record["target"] == "MOB1"
+        and set(record["fits"]) == {f"MOB{i}" for i in range(1, 5)}
+    )
+    with pytest.raises(ValueError, match="stain must be 'macenko' or 'reinhard'"):
+        image_features(adata, stain="vahadane")
+    with pytest.raises(ValueError, match="stain_target= goes with stain="):
+        image_features(adata, stain_target="MOB1")
 
 
 # resuming

@@ -13,7 +13,8 @@ import numpy as np
 from stfuse._image._crops import gather, needed
 from stfuse._image._pyramid import Pyramid
 
-_BUFFER = 256 * 2**20  # bytes of pixels held at once; a wider image is read in several strips
+_BUFFER = 128 * 2**20  # bytes of pixels held at once; a wider image is read in several strips
+_TOGETHER = 8  # chunks decoded at once
 _AHEAD = 2  # batches that wait while one is encoded
 
 
@@ -36,7 +37,7 @@ def read_crops(image: Pyramid, level: int, groups: Sequence[Group], steps: Seque
     """Cut the crops of one level, for each group at most so many at a time; beyond its border the image is mirrored.
 
     Crops of a lazy image come in the order of its chunks, each of which is read once (an image so wide that a row of
-    chunks passes 256 MB is read in strips, and what lies under two strips twice).
+    chunks passes 128 MB is read in strips, and what lies under two strips twice).
     """
     if image.levels[level].lazy:
         yield from _from_chunks(image, level, groups, steps)
@@ -72,8 +73,8 @@ class _Grid:
 
     def strips(self) -> list[np.ndarray]:
         """Part the crops into vertical strips whose rows of chunks fit the buffer."""
-        span = int((self.rows[self.row1 + 1] - self.rows[self.row0]).max())
-        strip = self.columns[self.column0] // max(1, _BUFFER // (3 * span))
+        height = int(np.diff(self.rows).max() + (self.rows[self.row1 + 1] - self.top).max())
+        strip = self.columns[self.column0] // max(1, _BUFFER // (3 * height))
         return [np.flatnonzero(strip == s) for s in np.unique(strip)]
 
 
@@ -88,22 +89,62 @@ def _from_chunks(image: Pyramid, level: int, groups: Sequence[Group], steps: Seq
 def _strip(grid: _Grid, members: np.ndarray, groups: Sequence[Group], steps: Sequence[int]) -> Iterator[Batch]:
     """Go down a strip, one row of chunks after the other, keeping of the rows above what open crops still need."""
     row0, row1 = grid.row0[members], grid.row1[members]
-    left, right = grid.columns[grid.column0[members].min()], grid.columns[grid.column1[members].max() + 1]
-    touched, keep = _schedule(grid, members)
+    window = _Window(grid, members)
     by_end = members[np.argsort(row1, kind="stable")]
     ends = np.searchsorted(np.sort(row1), np.arange(row0.min(), row1.max() + 2))
-    buffer, begin = np.empty((0, right - left, 3), dtype=np.uint8), 0
-    for i, row in enumerate(range(row0.min(), row1.max() + 1)):
-        if touched[i].any():
-            above = buffer[max(0, keep[i] - begin) :] if keep[i] < grid.rows[row] else buffer[:0]
-            buffer, begin = _read_row(grid, row, np.flatnonzero(touched[i]), left, right, above)
+    shape = grid.image.levels[grid.level].size
+    for i in range(len(ends) - 1):
+        window.advance(i)
         done = by_end[ends[i] : ends[i + 1]]
         for index in np.unique(grid.group[done]):
-            which = grid.position[done[grid.group[done] == index]]
+            which, group = grid.position[done[grid.group[done] == index]], groups[index]
             for start in range(0, len(which), steps[index]):
                 part = which[start : start + steps[index]]
-                shape, group = grid.image.levels[grid.level].size, groups[index]
-                yield int(index), part, gather(buffer, group.first[part], group.size, shape, (int(left), int(begin)))
+                yield int(index), part, gather(window.pixels, group.first[part], group.size, shape, window.origin)
+
+
+class _Window:
+    """The pixels of a strip that are in memory: one row of chunks, and under its upper border what open crops need."""
+
+    def __init__(self, grid: _Grid, members: np.ndarray) -> None:
+        self.grid = grid
+        self.first_row = int(grid.row0[members].min())
+        self.left = int(grid.columns[grid.column0[members].min()])
+        right = int(grid.columns[grid.column1[members].max() + 1])
+        self.touched, keep = _schedule(grid, members)
+        tops = grid.rows[self.first_row : self.first_row + len(keep)]
+        heights = np.diff(grid.rows)[self.first_row : self.first_row + len(keep)]
+        self.above = np.maximum(tops - keep, 0)  # rows that are kept of what lies above each row of chunks
+        self.buffer = np.empty((int((self.above + heights).max()), right - self.left, 3), dtype=np.uint8)
+        self.used = 0
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """What is in memory."""
+        return self.buffer[: self.used]
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """Place of its upper left pixel (x, y) in the level."""
+        return self.left, self.bottom - self.used
+
+    def advance(self, i: int) -> None:
+        """Put a row of chunks under the pixel rows that are kept; only chunks that crops touch are read."""
+        from dask.base import compute
+
+        row, grid = self.first_row + i, self.grid
+        height, above = int(grid.rows[row + 1] - grid.rows[row]), int(self.above[i])
+        self.bottom = int(grid.rows[row + 1])
+        self.buffer[:above] = self.buffer[self.used - above : self.used]
+        self.used = above + height
+        blocks = grid.image.levels[grid.level].pixels.blocks
+        columns = np.flatnonzero(self.touched[i])
+        for start in range(0, len(columns), _TOGETHER):
+            some = columns[start : start + _TOGETHER]
+            read: Any = compute(*(blocks[row, int(column)] for column in some), scheduler="threads")
+            for column, pixels in zip(some, read, strict=True):
+                place = slice(grid.columns[column] - self.left, grid.columns[column + 1] - self.left)
+                self.buffer[above : self.used, place] = grid.image.color.to_rgb(np.asarray(pixels))
 
 
 def _schedule(grid: _Grid, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,23 +161,6 @@ def _schedule(grid: _Grid, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         if step:
             np.minimum.at(keep, row, grid.top[members][open_])
     return change.cumsum(axis=1)[:, :-1] > 0, keep
-
-
-def _read_row(
-    grid: _Grid, row: int, touched: np.ndarray, left: int, right: int, above: np.ndarray
-) -> tuple[np.ndarray, int]:
-    """Put a row of chunks under the pixel rows that are kept; only chunks that crops touch are read."""
-    from dask.base import compute
-
-    height = grid.rows[row + 1] - grid.rows[row]
-    buffer = np.empty((len(above) + height, right - left, 3), dtype=np.uint8)
-    buffer[: len(above)] = above
-    blocks = grid.image.levels[grid.level].pixels.blocks
-    read: Any = compute(*(blocks[row, int(column)] for column in touched), scheduler="threads")
-    for column, pixels in zip(touched, read, strict=True):
-        place = slice(grid.columns[column] - left, grid.columns[column + 1] - left)
-        buffer[len(above) :, place] = grid.image.color.to_rgb(np.asarray(pixels))
-    return buffer, int(grid.rows[row] - len(above))
 
 
 def in_background[T](items: Iterator[T], ahead: int = _AHEAD) -> Iterator[T]:

@@ -37,6 +37,11 @@ def sections_of_anndata(table: AnnData, choice: Choice) -> list[Section]:
     return sections
 
 
+def stored_images(table: AnnData, kind: str | None = None) -> dict[str, Pyramid]:
+    """Read the stored image of every section: the one named, else hires, else lowres."""
+    return {name: _stored(entry, name, kind) for name, entry in _spatial(table).items()}
+
+
 def _spatial(table: AnnData) -> dict[str, Mapping[str, Any]]:
     spatial = table.uns.get("spatial")
     return {str(name): entry for name, entry in spatial.items()} if isinstance(spatial, Mapping) else {}

@@ -15,7 +15,7 @@ from stfuse._image._stain_macenko import REFERENCE as MACENKO_REFERENCE
 from stfuse._image._stain_macenko import MacenkoFit, fit_macenko, macenko_transform
 from stfuse._image._stain_reinhard import REFERENCE as REINHARD_REFERENCE
 from stfuse._image._stain_reinhard import ReinhardFit, fit_reinhard, reinhard_transform
-from stfuse._image._tissue import MASK_SIDE, density, find_tissue
+from stfuse._image._tissue import MASK_SIDE, density, tissue_of
 
 type Fit = MacenkoFit | ReinhardFit
 type Transform = Callable[[np.ndarray], np.ndarray]
@@ -119,7 +119,7 @@ def fit_stain(rgb: np.ndarray, method: str, *, white: np.ndarray = _WHITE, name:
 def fit_image(image: Pyramid, method: str) -> Any:
     """Fit the staining of an image to its tissue, as sharp as there is, and to the colour of its glass."""
     small, step = image.thumbnail(MASK_SIDE)
-    mask = find_tissue(pyramid([small], name=image.name, kind=image.kind)).mask
+    mask = tissue_of(small, step).mask
     clear = small[~mask & (density(small) < _DARK)]
     white = np.median(clear, axis=0) if len(clear) >= _LEAST_GLASS * mask.size else _WHITE
     name = image.name[:1].upper() + image.name[1:]

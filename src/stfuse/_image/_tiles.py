@@ -22,6 +22,7 @@ class Tiles:
     tile: np.ndarray  # for each of ``cells``, which of the n tiles
     tissue: np.ndarray | None = None  # share of each tile's area, where it was looked at
     mpp: float | None = None  # microns per unit of the frame
+    reach: tuple[np.ndarray, np.ndarray] | None = None  # rows and tiles of cells that overlap, where it was asked for
 
     @property
     def centers(self) -> np.ndarray:

@@ -59,10 +59,14 @@ def density(rgb: np.ndarray) -> np.ndarray:
 
 def find_tissue(image: Pyramid, max_side: int = MASK_SIDE) -> Tissue:
     """Find tissue on a copy of an image of at most ``max_side`` pixels; where there is none the mask is empty."""
+    return tissue_of(*image.thumbnail(max_side))
+
+
+def tissue_of(small: np.ndarray, step: tuple[float, float]) -> Tissue:
+    """Find tissue on a small copy, h x w x 3 of uint8, each of whose pixels is ``step`` full-resolution pixels."""
     from skimage.filters import gaussian, threshold_otsu
     from skimage.morphology import remove_small_holes, remove_small_objects
 
-    small, step = image.thumbnail(max_side)
     optical = density(small)
     frame = optical > _BLACK
     stain = (small.max(axis=2) - small.min(axis=2)) / np.float32(255)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from stfuse import _keys
-from stfuse._check import check_flag, check_number, check_text
+from stfuse._check import check_flag, check_number
 from stfuse._image._crop_size import CropSize
 from stfuse._image._plan import MIN_SIDE, Part, plan_section
 from stfuse._image._sections import Choice, Section, find_sections
+from stfuse._image._stain import check_method, section_transforms
 from stfuse._image._tissue import find_tissue
 from stfuse._log import logger, warn
 from stfuse._progress import counting
@@ -71,8 +72,9 @@ class Request:
                 )
         else:
             check_number("scale", self.scale, least=0, whole=True)
-        check_text("stain", self.stain, optional=True)
-        if self.stain is None and self.stain_target is not None:
+        if self.stain is not None:
+            check_method(self.stain, "stain")
+        elif self.stain_target is not None:
             raise ValueError("stain_target= goes with stain=: say which method, 'macenko' or 'reinhard'.")
         check_number("batch_size", self.batch_size, least=1, whole=True, optional=True)
         check_flag("progress", self.progress, optional=True)
@@ -105,8 +107,6 @@ def make_plan(data: Any, n_obs: int, request: Request, encoder: Any) -> Plan:
     stains: Mapping[str, Any] = {}
     record: dict[str, Any] = {"encoder": encoder.name, **{k: v for k, v in encoder.record.items() if k != "encoder"}}
     if request.stain is not None:
-        from stfuse._image._stain import section_transforms
-
         stains, record["stain"] = section_transforms(sections, request.stain, request.stain_target)
     works = [
         Work(s.image, tuple(parts[s.name]), stains.get(s.name), request.batch_size) for s in sections if len(s.rows)
