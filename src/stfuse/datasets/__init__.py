@@ -8,5 +8,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_mob": ["mob"],
         "_progeny": ["progeny"],
         "_synthetic": ["synthetic_tissue"],
+        "_tiles": ["export_tiles", "read_tiles"],
     },
 )
