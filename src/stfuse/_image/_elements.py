@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _AXES = ("x", "y")
 # What readers call a coordinate system whose unit is a micron.
-_MICRON_SYSTEMS = {"microns", "micron", "um", "µm", "micrometer", "micrometers"}
+MICRON_SYSTEMS = {"microns", "micron", "um", "µm", "micrometer", "micrometers"}
 _TILE = 100  # full-resolution pixels that a tile has at least
 _SQUARE = 1e-3  # by which sides of tiles may differ, of a side
 
@@ -37,21 +37,21 @@ def sections_of_spatialdata(sdata: SpatialData, choice: Choice) -> list[Section]
             raise KeyError(f"The table annotates {region!r}, which is no element of the SpatialData.")
         rows = np.flatnonzero(column == region)
         system, image = element_image(sdata, region, choice)
-        to_system = _matrix(sdata.images[image], image, system)
+        to_system = affine(sdata.images[image], image, system)
         to_pixels = np.linalg.inv(to_system)
-        places = _places(sdata[region], region, pd.Index(table.obs[instance_key].iloc[rows]), system)
+        places = places_of(sdata[region], region, pd.Index(table.obs[instance_key].iloc[rows]), system)
         centers = places @ to_pixels[:2, :2].T + to_pixels[:2, 2]
         step = np.linalg.norm(to_system[:2, :2], axis=0)  # of one pixel along x and along y, in units of the system
         unit = (1 / float(step[0]), 1 / float(step[1]))
         spot = _size(sdata[region])
         if spot is not None:
-            spot *= float(np.sqrt(abs(np.linalg.det(_matrix(sdata[region], region, system)[:2, :2]))))
+            spot *= float(np.sqrt(abs(np.linalg.det(affine(sdata[region], region, system)[:2, :2]))))
         picture = element_pyramid(sdata, image)
         said = of_section(choice.mpp, region, "mpp")
         if said is not None:
             mpp: tuple[float, float] | None = (float(said), float(said * step[1] / step[0]))
         else:
-            mpp = _microns(sdata.images[image], image, places, spot, step)
+            mpp = microns_of(sdata.images[image], image, places, spot, step)
         tiles = "tile_size" in table.obs or _are_tiles(sdata[region], spot, unit)
         sections.append(Section(region, picture, rows, centers, unit, spot, mpp, tiles))
     return sections
@@ -61,7 +61,7 @@ def annotating_table(sdata: SpatialData, choice: Choice) -> AnnData:
     """Find the table: the one named, else the one that annotates the shapes, else the only one."""
     key = choice.table_key
     if key is None and choice.shapes is not None and len(sdata.tables) != 1:
-        fits = [n for n, t in sdata.tables.items() if choice.shapes in _regions(t)]
+        fits = [n for n, t in sdata.tables.items() if choice.shapes in regions_of(t)]
         if len(fits) != 1:
             what = "No table annotates" if not fits else f"Several tables ({', '.join(fits)}) annotate"
             mend = (
@@ -80,7 +80,7 @@ def table_name(sdata: SpatialData, table: AnnData) -> str:
     return next(name for name, other in sdata.tables.items() if other is table)
 
 
-def _regions(table: AnnData) -> list[str]:
+def regions_of(table: AnnData) -> list[str]:
     region = table.uns.get("spatialdata_attrs", {}).get("region")
     if region is None:
         return []
@@ -95,7 +95,7 @@ def annotation(table: AnnData, choice: Choice) -> tuple[list[str], str, str]:
             "The table annotates no element (it has no uns['spatialdata_attrs']), so its observations have no place on an "
             "image: make it with spatialdata.models.TableModel.parse(adata, region=, region_key=, instance_key=)."
         )
-    regions = _regions(table)
+    regions = regions_of(table)
     if choice.shapes is not None:
         if choice.shapes not in regions:
             raise KeyError(
@@ -106,7 +106,7 @@ def annotation(table: AnnData, choice: Choice) -> tuple[list[str], str, str]:
     return regions, str(attrs["region_key"]), str(attrs["instance_key"])
 
 
-def _systems(element: Any) -> dict[str, Any]:
+def systems_of(element: Any) -> dict[str, Any]:
     from spatialdata.transformations import get_transformation
 
     found: Any = get_transformation(element, get_all=True)
@@ -123,7 +123,7 @@ def element_image(sdata: SpatialData, region: str, choice: Choice) -> tuple[str,
         raise KeyError(
             f"No image {wanted!r} in the SpatialData.{did_you_mean(wanted, sdata.images)} Images there: {there}."
         )
-    own = list(_systems(sdata[region]))
+    own = list(systems_of(sdata[region]))
     if choice.coordinate_system is not None:
         if choice.coordinate_system not in own:
             raise KeyError(
@@ -131,7 +131,7 @@ def element_image(sdata: SpatialData, region: str, choice: Choice) -> tuple[str,
             )
         own = [choice.coordinate_system]
     candidates = [wanted] if wanted is not None else list(sdata.images)
-    shared = {n: [s for s in own if s in _systems(sdata.images[n])] for n in candidates}
+    shared = {n: [s for s in own if s in systems_of(sdata.images[n])] for n in candidates}
     shared = {name: systems for name, systems in shared.items() if systems}
     if not shared:
         raise ValueError(
@@ -151,7 +151,7 @@ def _sharpest(names: list[str]) -> str:
     raise ValueError(f"Several images lie under the observations ({', '.join(names)}): name one with image=.")
 
 
-def _matrix(element: Any, name: str, system: str) -> np.ndarray:
+def affine(element: Any, name: str, system: str) -> np.ndarray:
     """Affine 3 x 3 map from the own coordinates of an element (pixels, of an image) to a coordinate system."""
     from spatialdata.transformations import get_transformation
 
@@ -162,13 +162,13 @@ def _matrix(element: Any, name: str, system: str) -> np.ndarray:
     return matrix
 
 
-def _places(element: Any, name: str, instances: pd.Index, system: str) -> np.ndarray:
+def places_of(element: Any, name: str, instances: pd.Index, system: str) -> np.ndarray:
     """Centres of the instances in a coordinate system, NaN where the element has none."""
     from spatialdata import get_centroids
 
     if hasattr(element, "geometry"):
         middle = element.geometry.centroid
-        matrix = _matrix(element, name, system)
+        matrix = affine(element, name, system)
         places = np.column_stack([middle.x, middle.y]) @ matrix[:2, :2].T + matrix[:2, 2]
         centroids = pd.DataFrame(places, index=element.index)
     else:
@@ -207,13 +207,13 @@ def element_pyramid(sdata: SpatialData, name: str) -> Pyramid:
     return pyramid([scale.transpose("y", "x", "c").data for scale in scales], name=where, kind=name)
 
 
-def _microns(
+def microns_of(
     element: Any, name: str, places: np.ndarray, spot: float | None, step: np.ndarray
 ) -> tuple[float, float] | None:
     """Microns per pixel along x and y: from a coordinate system in microns, or from the spacing of spots."""
-    for system in _systems(element):
-        if system.lower() in _MICRON_SYSTEMS:
-            x, y = np.linalg.norm(_matrix(element, name, system)[:2, :2], axis=0)
+    for system in systems_of(element):
+        if system.lower() in MICRON_SYSTEMS:
+            x, y = np.linalg.norm(affine(element, name, system)[:2, :2], axis=0)
             return float(x), float(y)
     per_unit = microns_from_spots(places, spot)
     return None if per_unit is None else (per_unit * float(step[0]), per_unit * float(step[1]))

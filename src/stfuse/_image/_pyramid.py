@@ -69,14 +69,17 @@ class Pyramid:
         if step == 1:
             return self.read(index), level.downsample
         # means of step x step pixels; what is left over at the lower and right border is less than one of them
-        width, height = (n - n % step for n in level.size)
-        out = np.empty((height // step, width // step, 3), dtype=np.uint8)
-        band = max(1, _row_height(level) // step) * step
-        for top in range(0, height, band):
-            rows = self.read(index, slice(top, min(top + band, height)), slice(0, width))
-            blocks = rows.reshape(len(rows) // step, step, width // step, step, 3)
-            out[top // step : top // step + len(blocks)] = np.rint(blocks.mean(axis=(1, 3), dtype=np.float32))
-        return out, (level.downsample[0] * step, level.downsample[1] * step)
+        width, height = (n // step for n in level.size)
+        sums = np.zeros((height + 1, width, 3), dtype=np.uint32)
+        borders = _row_borders(level)
+        for top, bottom in zip(borders[:-1], borders[1:], strict=True):
+            rows = self.read(index, slice(top, bottom), slice(0, width * step))
+            across = rows.reshape(len(rows), width, step, 3).sum(axis=2, dtype=np.uint32)
+            goal = np.minimum(np.arange(top, bottom) // step, height)
+            first = np.flatnonzero(np.r_[True, goal[1:] != goal[:-1]])
+            sums[goal[first]] += np.add.reduceat(across, first, axis=0)
+        small = np.rint(sums[:height] / np.float32(step * step)).astype(np.uint8)
+        return small, (level.downsample[0] * step, level.downsample[1] * step)
 
     def nearest_level(self, downsample: float) -> int:
         """Find the level whose resolution is nearest to so many full-resolution pixels per pixel."""
@@ -84,8 +87,11 @@ class Pyramid:
         return int(np.argmin(ratios))
 
 
-def _row_height(level: Level) -> int:
-    return int(max(level.pixels.chunks[0])) if level.lazy else 1024
+def _row_borders(level: Level) -> list[int]:
+    """Where rows of chunks begin and end: read in other portions, chunks would be read twice."""
+    if level.lazy:
+        return [0, *np.cumsum(level.pixels.chunks[0]).tolist()]
+    return [*range(0, level.size[1], 1024), level.size[1]]
 
 
 def pyramid(

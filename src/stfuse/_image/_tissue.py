@@ -13,6 +13,7 @@ MASK_SIDE = 2048
 # alone would part nuclei from stroma, and where there is nothing it would part noise from noise.
 _LEAST, _MOST = 0.03, 0.05
 _GLASS = 0.08  # the most colour that glass has; more is a section without glass around it
+_DENSER = 0.02  # optical density of the palest tissue above that of glass
 _BLACK = 1.5  # optical density of what is no glass and no tissue, but the frame of a turned image
 _SPECK = 1e-4  # of the image: smaller islands are dust, smaller holes are part of the tissue
 
@@ -77,7 +78,11 @@ def tissue_of(small: np.ndarray, step: tuple[float, float]) -> Tissue:
     if not seen.size or np.ptp(seen) < _LEAST:
         return Tissue(np.zeros(frame.shape, dtype=bool), step)
     otsu = threshold_otsu(seen)
-    glass = min(float(np.median(seen[seen <= otsu])), _GLASS)
+    clear = (stain <= otsu) & ~frame
+    glass = float(np.median(stain[clear]))
+    mask = (stain > np.clip(otsu, min(glass, _GLASS) + _LEAST, min(glass, _GLASS) + _MOST)) & ~frame
+    if glass <= _GLASS:  # a smear of dye has colour and no density
+        mask &= gaussian(optical, sigma=1) > np.median(optical[clear]) + _DENSER
     speck = max(1, int(_SPECK * frame.size))
-    mask = remove_small_objects((stain > np.clip(otsu, glass + _LEAST, glass + _MOST)) & ~frame, max_size=speck)
+    mask = remove_small_objects(mask, max_size=speck)
     return Tissue(remove_small_holes(mask, max_size=speck), step)

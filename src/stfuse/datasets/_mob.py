@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 # The array's columns lie 21.7 px and its rows 24.0 px apart (a line fitted to array positions and pixels), the
 # photographs are slightly stretched. Both are 100 um, so the geometric mean is the diameter of a 100 um spot.
 _SPOT_DIAMETER = 22.8
+_MICRONS_PER_PIXEL = round(100 / _SPOT_DIAMETER, 3)
 
 
 def mob() -> AnnData:
@@ -33,7 +34,7 @@ def mob() -> AnnData:
         - `obs["array_x"]`, `obs["array_y"]`: position on the array; only positions with an even sum are spots
         - `obsm["spatial"]`: x and y in pixels of the photograph (about 4.4 µm each)
         - `uns["spatial"][section]`: `images["hires"]` (1905 x 1905 x 3, uint8) and `scalefactors`
-          (`tissue_hires_scalef` = 1, `spot_diameter_fullres` in pixels), as in squidpy
+          (`tissue_hires_scalef` = 1, `spot_diameter_fullres` in pixels, `microns_per_pixel`), as in squidpy
 
     Notes
     -----
@@ -70,6 +71,10 @@ def mob() -> AnnData:
     for section in adata.obs["section"].cat.categories:
         with (folder / f"{section}.jpg").open("rb") as file:
             image = np.array(Image.open(file).convert("RGB"))
-        scales = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": _SPOT_DIAMETER}
+        scales = {
+            "tissue_hires_scalef": 1.0,
+            "spot_diameter_fullres": _SPOT_DIAMETER,
+            "microns_per_pixel": _MICRONS_PER_PIXEL,
+        }
         adata.uns["spatial"][section] = {"images": {"hires": image}, "scalefactors": scales, "metadata": {}}
     return adata

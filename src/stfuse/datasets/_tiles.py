@@ -143,7 +143,7 @@ def export_tiles(
     --------
     >>> import stfuse, tempfile
     >>> spots = stfuse.datasets.mob()
-    >>> tiles = stfuse.pp.tessellate(spots, tile_um=800, mpp=4.4, label_key="layer", library_key="section")
+    >>> tiles = stfuse.pp.tessellate(spots, tile_um=800, label_key="layer", library_key="section")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     stfuse.datasets.export_tiles(
     ...         tiles, folder, tile_px=32, patient_key="individual", fractions={"train": 0.5, "test": 0.5}
@@ -333,7 +333,7 @@ def read_tiles(path: str | Path, *, images: bool = False, expression: str | None
     Examples
     --------
     >>> import stfuse, tempfile
-    >>> tiles = stfuse.pp.tessellate(stfuse.datasets.mob(), tile_um=800, mpp=4.4, library_key="section")
+    >>> tiles = stfuse.pp.tessellate(stfuse.datasets.mob(), tile_um=800, library_key="section")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     stfuse.datasets.export_tiles(tiles, folder, format="parquet", images=False)
     ...     back = stfuse.datasets.read_tiles(folder)

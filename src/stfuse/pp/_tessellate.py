@@ -158,9 +158,9 @@ def tessellate(
     --------
     >>> import stfuse
     >>> spots = stfuse.datasets.mob()
-    >>> tiles = stfuse.pp.tessellate(spots, tile_um=400, mpp=4.4, label_key="layer", library_key="section")
+    >>> tiles = stfuse.pp.tessellate(spots, tile_um=400, label_key="layer", library_key="section")
     >>> tiles.shape, int(tiles.obs["n_cells"].sum())
-    ((241, 1000), 1505)
+    ((205, 1000), 1505)
     >>> tiles.obsm["composition"].columns.tolist()
     ['ONL', 'GL', 'MCL', 'GCL']
     >>> int(spots.obs["tiles"].isin(tiles.obs_names).sum())

@@ -13,16 +13,16 @@ from anndata import AnnData
 from stfuse import _keys, _read
 from stfuse._check import did_you_mean
 from stfuse._image._elements import (
-    _MICRON_SYSTEMS,
-    _matrix,
-    _microns,
-    _places,
-    _regions,
-    _systems,
+    MICRON_SYSTEMS,
+    affine,
     annotation,
     element_image,
     element_pyramid,
+    microns_of,
+    places_of,
+    regions_of,
     sections_of_spatialdata,
+    systems_of,
 )
 from stfuse._image._sections import Choice, of_section
 from stfuse._image._tiles import Tiles, inside_polygons
@@ -60,7 +60,7 @@ def cell_table(sdata: SpatialData, table_key: str | None, shapes: str | None) ->
         return table_key, named
     candidates = []
     for name, table in sdata.tables.items():
-        regions = _regions(table)
+        regions = regions_of(table)
         # a graph of tiles has no genes and annotates nothing
         if not is_tile_table(table) and (shapes is None or shapes not in regions) and (regions or table.n_vars):
             candidates.append(name)
@@ -115,8 +115,8 @@ def _bare_slide(sdata: SpatialData, choice: Choice) -> Ground:
 
 def _without_image(sdata: SpatialData, choice: Choice, cells: AnnData, region: str, identity: Any) -> Ground:
     """Lay tiles in a coordinate system that the cells are in."""
-    systems = list(_systems(sdata[region])) if region in sdata else []
-    micron = [system for system in systems if system.lower() in _MICRON_SYSTEMS]
+    systems = list(systems_of(sdata[region])) if region in sdata else []
+    micron = [system for system in systems if system.lower() in MICRON_SYSTEMS]
     system = choice.coordinate_system or (micron or systems or ["global"])[0]
     rows, places = _cells_of(sdata, cells, choice, region, system)
     said = of_section(choice.mpp, region, "mpp")
@@ -132,7 +132,7 @@ def _cells_of(
     if region not in sdata:
         raise KeyError(f"The table annotates {region!r}, which is no element of the SpatialData.")
     rows = np.flatnonzero((cells.obs[region_key].astype(str) == region).to_numpy())
-    return rows, _places(sdata[region], region, pd.Index(cells.obs[instance_key].iloc[rows]), system)
+    return rows, places_of(sdata[region], region, pd.Index(cells.obs[instance_key].iloc[rows]), system)
 
 
 def existing_tiles(sdata: SpatialData, choice: Choice, cells: AnnData | None, shapes: str, partial: bool) -> Tiles:
@@ -158,7 +158,7 @@ def existing_tiles(sdata: SpatialData, choice: Choice, cells: AnnData | None, sh
 
 
 def _microns_per_unit(element: Any, name: str) -> float | None:
-    found = _microns(element, name, np.empty((0, 2)), None, np.ones(2))
+    found = microns_of(element, name, np.empty((0, 2)), None, np.ones(2))
     return None if found is None else float(np.sqrt(found[0] * found[1]))
 
 
@@ -178,10 +178,10 @@ def _regions_on(
     sdata: SpatialData, choice: Choice, cells: AnnData, shapes: str, element: GeoDataFrame
 ) -> dict[str, str]:
     """Name the elements of cells that share a coordinate system with the tiles, and that system."""
-    own = list(_systems(element)) if choice.coordinate_system is None else [choice.coordinate_system]
+    own = list(systems_of(element)) if choice.coordinate_system is None else [choice.coordinate_system]
     found = {}
     for region in annotation(cells, choice)[0]:
-        shared = [system for system in own if region in sdata and system in _systems(sdata[region])]
+        shared = [system for system in own if region in sdata and system in systems_of(sdata[region])]
         if shared:
             found[region] = shared[0]
     if not found:
@@ -198,7 +198,7 @@ def _in_tiles(
     element, found = sdata.shapes[shapes], []
     for region, system in regions.items():
         rows, places = _cells_of(sdata, cells, choice, region, system)
-        to_own = np.linalg.inv(_matrix(element, shapes, system))
+        to_own = np.linalg.inv(affine(element, shapes, system))
         which, tile = inside_polygons(places @ to_own[:2, :2].T + to_own[:2, 2], element.geometry.to_numpy())
         found.append((rows[which], tile))
     return found
@@ -209,7 +209,7 @@ def image_features_of(sdata: SpatialData, shapes: str, cells: str | None) -> dic
     found = {}
     element = sdata.shapes[shapes]
     for name, table in sdata.tables.items():
-        if name == cells or shapes not in _regions(table) or not table.n_vars or is_tile_table(table):
+        if name == cells or shapes not in regions_of(table) or not table.n_vars or is_tile_table(table):
             continue
         attrs = table.uns["spatialdata_attrs"]
         mine = np.flatnonzero((table.obs[attrs["region_key"]].astype(str) == shapes).to_numpy())

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stfuse._image._elements import _matrix, annotation
+from stfuse._image._elements import affine, annotation
 from stfuse._image._sections import Choice
 from stfuse._image._tiles import Tiles
 
@@ -62,5 +62,5 @@ def _outlines(
 
 def to_frame(sdata: SpatialData, region: str, system: str, frame: Any | None, name: str) -> np.ndarray:
     """Map the own coordinates of cells to those of an image or of tiles, or to the system itself."""
-    moved = _matrix(sdata[region], region, system)
-    return moved if frame is None else np.linalg.inv(_matrix(frame, name, system)) @ moved
+    moved = affine(sdata[region], region, system)
+    return moved if frame is None else np.linalg.inv(affine(frame, name, system)) @ moved
