@@ -36,9 +36,9 @@ def check_number(
     if optional and value is None:
         return
     given = (("of at least", least), ("above", above), ("of at most", most))
-    bounds = " and ".join(f"{word} {bound:g}" for word, bound in given if bound is not None)
+    bounds = " and ".join(f"{word} {_plain(bound)}" for word, bound in given if bound is not None)
     if least is not None and most is not None:
-        bounds = f"between {least:g} and {most:g}"
+        bounds = f"between {_plain(least)} and {_plain(most)}"
     wanted = f"a {'whole ' if whole else ''}number {bounds}".rstrip() + (" or None" if optional else "")
     message = f"{name} must be {wanted}, got {value!r}."
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral if whole else Real):
@@ -47,6 +47,10 @@ def check_number(
     inside = (least is None or number >= least) and (above is None or number > above)
     if not (np.isfinite(number) and inside and (most is None or number <= most)):
         raise ValueError(message)
+
+
+def _plain(bound: float) -> str:
+    return str(int(bound)) if float(bound).is_integer() else f"{bound:g}"
 
 
 def check_seed(seed: Any) -> None:

@@ -386,7 +386,7 @@ BAD = {
     ),
     "overwrites uns": (nothing, {"key_added": "mine"}, ValueError, "no record of stfuse"),
     "seed": (nothing, {"seed": -1}, ValueError, "seed must be"),
-    "seed of text": (nothing, {"seed": "0"}, ValueError, "seed must be"),
+    "seed of text": (nothing, {"seed": "0"}, TypeError, "seed must be"),
 }
 
 
@@ -402,7 +402,7 @@ def test_bad_input(method, change, kwargs, error, words, adata, assert_same):
 
 
 TRAINING = {
-    "batch_size": (1, "batch_size must be a whole number of at least 2, got 1"),
+    "batch_size": (1, "batch_size must be a whole number of at least 2 or None, got 1"),
     "max_epochs": (-1, "max_epochs must be a whole number"),
     "device": ("tpu", "device must be 'auto'"),
     "validation_fraction": (1.0, r"validation_fraction must be in \[0, 1\)"),
