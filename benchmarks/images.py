@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from running import print_all
 
 CROP, CHUNK = 224, 1024
 
@@ -44,7 +45,8 @@ def crops_of(path: Path) -> object:
 
     from stfuse._image._bands import in_background, read_crops
     from stfuse._image._plan import plan_section
-    from stfuse._image._sections import Choice, find_sections
+    from stfuse._image._section import Choice
+    from stfuse._image._sections import find_sections
 
     sdata = spatialdata.read_zarr(path)
 
@@ -213,23 +215,5 @@ class Texture:
         stfuse.pp.image_features(self.adata, image=self.pixels, crop_px=crop_px, progress=False, overwrite=True)
 
 
-def main() -> None:
-    """Print every figure once."""
-    chosen = set(sys.argv[1:])
-    for cls in (Reading, Memory, EncoderTime, Texture):
-        if chosen and cls.__name__ not in chosen:
-            continue
-        bench = cls()
-        if hasattr(bench, "setup"):
-            bench.setup()
-        for name in (n for n in dir(cls) if n.startswith(("track_", "time_"))):
-            for argument in getattr(cls, "params", (None,)):
-                arguments = () if argument is None else (argument,)
-                start = time.perf_counter()
-                value = getattr(bench, name)(*arguments)
-                value = time.perf_counter() - start if value is None else value
-                print(f"{cls.__name__}.{name}{arguments or ''}: {value:.3f}", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    print_all(Reading, Memory, EncoderTime, Texture)

@@ -14,6 +14,7 @@ import time
 import numpy as np
 import torch
 from anndata import AnnData
+from running import print_all
 
 import stfuse
 
@@ -192,30 +193,6 @@ class Anchor:
         stfuse.tl.pcca(self.adata, paired_key="paired")
 
 
-def timed(function: object) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    function()  # type: ignore[operator]
-    return time.perf_counter() - start
-
-
-def main() -> None:
-    """Print every figure once."""
-    chosen = set(sys.argv[1:])
-    for cls in (StepCost, Anchor, Domains, Memory):
-        if chosen and cls.__name__ not in chosen:
-            continue
-        bench = cls()
-        if hasattr(bench, "setup"):
-            bench.setup()
-        for name in (n for n in dir(cls) if n.startswith(("track_", "time_"))):
-            for argument in getattr(cls, "params", (None,)):
-                arguments = () if argument is None else (argument,)
-                method = getattr(bench, name)
-                value = method(*arguments) if name.startswith("track_") else timed(method)
-                print(f"{cls.__name__}.{name}{arguments or ''}: {value:.3f}", flush=True)
-    print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
-
-
 if __name__ == "__main__":
-    main()
+    print_all(StepCost, Anchor, Domains, Memory)
+    print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")

@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from stfuse._image._sections import Choice, find_sections
+from stfuse._image._section import Choice
+from stfuse._image._sections import find_sections
 
 spatialdata = pytest.importorskip("spatialdata")
 geopandas = pytest.importorskip("geopandas")

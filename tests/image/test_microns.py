@@ -3,7 +3,8 @@ import pytest
 from anndata import read_h5ad
 
 from stfuse._image._microns import microns_from_spots
-from stfuse._image._sections import Choice, find_sections
+from stfuse._image._section import Choice
+from stfuse._image._sections import find_sections
 from stfuse.datasets import mob
 
 

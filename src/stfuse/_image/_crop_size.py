@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stfuse._check import check_number
-from stfuse._image._sections import Section
+from stfuse._image._section import Section
 
 SPOTS = 3.0  # diameters: a Visium spot and its nearest surroundings
 

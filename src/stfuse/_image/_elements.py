@@ -14,7 +14,7 @@ from stfuse._check import did_you_mean
 from stfuse._image._color import check_channels
 from stfuse._image._microns import microns_from_spots
 from stfuse._image._pyramid import Pyramid, pyramid
-from stfuse._image._sections import Choice, Section, of_section
+from stfuse._image._section import Choice, Section, of_section
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

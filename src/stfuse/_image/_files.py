@@ -19,12 +19,14 @@ _MICRONS = {"µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4,
 _CHUNK = 1024  # pixels read at once of a file whose own tiles or strips are smaller
 
 
-def looks_like_file(text: str) -> bool:
-    """Tell the name of an image file from the key of an image."""
-    return text.lower().endswith((*TIFF, *PLAIN)) or os.path.sep in text
+def names_file(value: Any) -> bool:
+    """Tell a path, or the name of an image file, from the key of an image."""
+    if isinstance(value, str):
+        return value.lower().endswith((*TIFF, *PLAIN)) or os.path.sep in value
+    return isinstance(value, os.PathLike)
 
 
-def open_image(path: str | Path) -> Pyramid:
+def open_image(path: str | os.PathLike[str]) -> Pyramid:
     """Open an image file; pixels of TIFFs are read when they are needed."""
     path = Path(path).expanduser()
     if not path.is_file():

@@ -10,9 +10,9 @@ from anndata import AnnData
 
 from stfuse import _read
 from stfuse._check import did_you_mean
-from stfuse._image._files import looks_like_file, open_image
+from stfuse._image._files import names_file, open_image
 from stfuse._image._pyramid import Pyramid, pyramid
-from stfuse._image._sections import Choice, Section, is_path, microns, of_section, read_places
+from stfuse._image._section import Choice, Section, microns, of_section, read_places
 
 _KINDS = ("hires", "lowres")
 
@@ -61,7 +61,7 @@ def _images(
             )
         image = {str(key): value for key, value in image.items()}
         return {n: (_given(image[n], n, spatial), _factors(spatial, n)) for n in names if n in image}
-    if image is not None and not isinstance(image, str) or isinstance(image, str) and looks_like_file(image):
+    if image is not None and not isinstance(image, str) or names_file(image):
         if len(names) > 1:
             raise ValueError(
                 f"One image is given and there are {len(names)} sections ({', '.join(names)}): give one for each, "
@@ -87,7 +87,7 @@ def _given(image: Any, name: str, spatial: Mapping[str, Mapping[str, Any]]) -> P
     """Take a file, an array, or the key of a stored image."""
     if isinstance(image, Pyramid):
         return image
-    if is_path(image) or isinstance(image, str) and looks_like_file(image):
+    if names_file(image):
         return open_image(image)
     if isinstance(image, str):
         if name not in spatial:

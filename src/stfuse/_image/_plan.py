@@ -9,7 +9,7 @@ import numpy as np
 
 from stfuse._image._bands import Group
 from stfuse._image._crops import first_pixels
-from stfuse._image._sections import Section
+from stfuse._image._section import Section
 
 MIN_SIDE = 4  # pixels; below, a crop holds no texture
 

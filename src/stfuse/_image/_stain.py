@@ -8,9 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from stfuse._check import did_you_mean
-from stfuse._image._files import looks_like_file, open_image
+from stfuse._image._files import names_file, open_image
 from stfuse._image._pyramid import Pyramid, pyramid
-from stfuse._image._sections import is_path
 from stfuse._image._stain_macenko import REFERENCE as MACENKO_REFERENCE
 from stfuse._image._stain_macenko import MacenkoFit, fit_macenko, macenko_transform
 from stfuse._image._stain_reinhard import REFERENCE as REINHARD_REFERENCE
@@ -160,7 +159,7 @@ def _find_target(target: Any, method: str, images: Mapping[str, Pyramid]) -> tup
         return target.kind, target
     if isinstance(target, str) and target in images:
         return target, images[target]
-    if is_path(target) or isinstance(target, str) and looks_like_file(target):
+    if names_file(target):
         opened = open_image(target)
         return opened.kind, opened
     if isinstance(target, str):

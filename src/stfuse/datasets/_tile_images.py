@@ -9,7 +9,7 @@ import numpy as np
 
 from stfuse._image._bands import Group, read_crops
 from stfuse._image._crops import first_pixels
-from stfuse._image._sections import Section
+from stfuse._image._section import Section
 
 _AT_ONCE = 64  # tiles
 

@@ -13,7 +13,8 @@ from anndata import AnnData
 
 from stfuse import _keys, _read
 from stfuse._check import check_flag, check_number, check_seed, check_text
-from stfuse._image._sections import Choice, Section, find_sections
+from stfuse._image._section import Choice, Section
+from stfuse._image._sections import find_sections
 from stfuse._log import warn
 from stfuse._progress import progress as progress_bar
 from stfuse.datasets._split import read_split

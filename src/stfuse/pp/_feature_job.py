@@ -14,7 +14,8 @@ from stfuse import _keys
 from stfuse._check import check_flag, check_number
 from stfuse._image._crop_size import CropSize
 from stfuse._image._plan import MIN_SIDE, Part, plan_section
-from stfuse._image._sections import Choice, Section, find_sections
+from stfuse._image._section import Choice, Section
+from stfuse._image._sections import find_sections
 from stfuse._image._stain import check_method, section_transforms
 from stfuse._image._tissue import find_tissue
 from stfuse._log import logger, warn

@@ -13,7 +13,7 @@ from stfuse import _keys, _read, _record
 from stfuse._check import check_flag, check_target
 from stfuse._image._crop_size import CropSize
 from stfuse._image._elements import annotating_table, table_name
-from stfuse._image._sections import Choice
+from stfuse._image._section import Choice
 from stfuse._log import logger
 from stfuse.pp._encode import EncoderCall
 from stfuse.pp._feature_job import Request, make_plan, run_plan, warn_of

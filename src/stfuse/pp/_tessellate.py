@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from stfuse import _keys, _read, _record
 from stfuse._check import check_flag, check_target, check_text
-from stfuse._image._sections import Choice
+from stfuse._image._section import Choice
 from stfuse._image._tiles import Tiles
 from stfuse._log import warn
 from stfuse.pp._tile_elements import (

@@ -24,7 +24,7 @@ from stfuse._image._elements import (
     sections_of_spatialdata,
     systems_of,
 )
-from stfuse._image._sections import Choice, of_section
+from stfuse._image._section import Choice, of_section
 from stfuse._image._tiles import Tiles, inside_polygons
 from stfuse.pp._tile_grid import Frame
 from stfuse.pp._tile_reach import reaching, squares, to_frame

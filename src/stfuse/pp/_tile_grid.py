@@ -11,7 +11,8 @@ from anndata import AnnData
 from stfuse import _read
 from stfuse._check import check_number
 from stfuse._image._pyramid import Pyramid
-from stfuse._image._sections import Choice, Section, find_sections, of_section, read_places
+from stfuse._image._section import Choice, Section, of_section, read_places
+from stfuse._image._sections import find_sections
 from stfuse._image._tiles import Tiles, assign, occupied_tiles, whole_tiles
 from stfuse._image._tissue import Tissue, find_tissue
 from stfuse._log import warn

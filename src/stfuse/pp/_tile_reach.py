@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stfuse._image._elements import affine, annotation
-from stfuse._image._sections import Choice
+from stfuse._image._section import Choice
 from stfuse._image._tiles import Tiles
 
 if TYPE_CHECKING:
