@@ -174,6 +174,11 @@ def test_the_level_of_a_pyramid_nearest_to_the_encoder(tmp_path):
         image_features(adata, image=tmp_path / "slide.tif", crop_px=128, scale="best")
 
 
+def test_crops_much_smaller_than_what_a_network_takes():
+    with pytest.warns(UserWarning, match="takes 224 pixels, and crops have 40 in section 'section': it sees a blur"):
+        image_features(cells(), Sized(224), image=photograph(), crop_px=40)
+
+
 def test_a_grid_parts_the_crop_row_by_row():
     pixels, encoder = photograph(), Keep()
     adata = cells(3)

@@ -25,6 +25,7 @@ from stfuse.pp._feature_store import FeatureStore
 
 _CHEAP = 4096  # pixels a side of the coarsest level, up to which it is looked at for tissue
 _LOOK = 1024
+_BLUR = 4  # times that crops may be enlarged
 _FEW = 20  # observations, below which their share on tissue says little
 
 
@@ -144,7 +145,7 @@ def run_plan(plan: Plan, request: Request, encoder: Any) -> np.ndarray:
     return features.reshape(plan.n_obs, n_cells, -1) if request.is_grid else features
 
 
-def warn_of(plan: Plan) -> None:
+def warn_of(plan: Plan, encoder: Any) -> None:
     """Warn of observations without image, of crops that were too small, and of coordinates that miss the tissue."""
     on_image = sum(int(section.inside.sum()) for section in plan.sections)
     if on_image < plan.n_obs:
@@ -158,8 +159,23 @@ def warn_of(plan: Plan) -> None:
             f"Crops have fewer than {MIN_SIDE} pixels in {', '.join(small)}: {MIN_SIDE} pixels are used. Larger crops or "
             "a sharper image show more."
         )
+    _warn_of_blur(plan, encoder)
     for section in plan.sections:
         _warn_of_background(section)
+
+
+def _warn_of_blur(plan: Plan, encoder: Any) -> None:
+    """A network that was trained on sharp tissue says little about a few pixels that were blown up."""
+    if encoder.input_size is None:
+        return
+    sizes = {name: min(min(part.group.size) for part in parts) for name, parts in plan.parts.items()}
+    blurred = [name for name, size in sizes.items() if size * _BLUR < encoder.input_size]
+    if blurred:
+        warn(
+            f"Encoder {encoder.name!r} takes {encoder.input_size} pixels, and crops have {sizes[blurred[0]]} in section "
+            f"{blurred[0]!r}{f' and {len(blurred) - 1} more' if blurred[1:] else ''}: it sees a blur. Give the image of full "
+            "resolution with image=, or larger crops."
+        )
 
 
 def _warn_of_background(section: Section) -> None:

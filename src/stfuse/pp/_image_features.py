@@ -165,8 +165,8 @@ def image_features(
     Warns
     -----
     UserWarning
-        If some observations have no image, with their number, if crops had to be enlarged to 4 pixels, or if most
-        observations of a section lie on the background.
+        If some observations have no image, with their number, if crops had to be enlarged to 4 pixels or have less than a
+        quarter of the pixels that the encoder takes, or if most observations of a section lie on the background.
 
     Notes
     -----
@@ -227,7 +227,7 @@ def compute_image_features(data: Any, table: AnnData, *, library_key: str | None
     request = Request(choice=Choice(library_key=library_key, table_key=table_key))
     encoder = request.call.make()
     plan = make_plan(data, table.n_obs, request, encoder)
-    warn_of(plan)
+    warn_of(plan, encoder)
     return run_plan(plan, request, encoder)
 
 
@@ -246,7 +246,7 @@ def _compute(data: Any, table: AnnData, request: Request, key: str | None) -> tu
     """Compute features and record; None where those under ``key`` are of the very same work."""
     encoder = request.call.make()
     plan = make_plan(data, table.n_obs, request, encoder)
-    warn_of(plan)
+    warn_of(plan, encoder)
     if key is not None and _is_done(table, key, plan.record.get("token")):
         logger.info("obsm[%r] has these features already; overwrite=True computes them again", key)
         return None
