@@ -13,6 +13,7 @@ from anndata import AnnData
 from stfuse import _keys
 from stfuse._check import did_you_mean
 from stfuse._log import logger, warn
+from stfuse._places import places_of_table
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -192,22 +193,31 @@ def read_column(data: Any, key: str, table_key: str | None = None) -> pd.Series:
 
 
 def read_coordinates(data: Any, spatial_key: str = _keys.SPATIAL, table_key: str | None = None) -> np.ndarray | None:
-    """Read ``obsm[spatial_key]`` as n x 2 floats, None where there is none."""
+    """Read ``obsm[spatial_key]`` as n x 2 floats, or where a SpatialData has its instances; None where nothing tells."""
     box = container(data, table_key)
     found = None
     if spatial_key in box.obsm:
-        found = as_matrix(box.obsm[spatial_key], f"obsm[{spatial_key!r}]").astype(np.float64)
+        found = _exact(box.obsm[spatial_key], spatial_key)
     elif is_mudata(box):
         for name, modality in box.mod.items():
             if spatial_key in modality.obsm:
-                part = as_matrix(modality.obsm[spatial_key], f"obsm[{spatial_key!r}]").astype(np.float64)
+                part = _exact(modality.obsm[spatial_key], spatial_key)
                 part = spread(box, name, part[:, :2])
                 found = part if found is None else np.where(np.isnan(found), part, found)
+    if found is None and is_spatialdata(data):
+        found = places_of_table(data, box)
     if found is None:
         return None
     if found.shape[1] < 2:
         raise ValueError(f"obsm[{spatial_key!r}] must have at least two columns (x, y), its shape is {found.shape}.")
     return found[:, :2]
+
+
+def _exact(values: Any, key: str) -> np.ndarray:
+    """Coordinates in double precision: whole numbers of nanometres don't fit single precision."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        values = values.astype(np.float64)
+    return as_matrix(values, f"obsm[{key!r}]").astype(np.float64)
 
 
 def no_coordinates(data: Any, spatial_key: str, table_key: str | None = None) -> str:

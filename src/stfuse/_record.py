@@ -42,6 +42,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def check_copy(data: Any) -> None:
+    """Refuse to copy what lies on disk, before anything is computed: anndata can only copy it into another file."""
+    if getattr(data, "isbacked", False):
+        raise ValueError("A backed AnnData can't be copied in memory: call .to_memory() first, or leave copy=False.")
+
+
 def copy_of(data: Any, table_key: str | None) -> Any:
     """Copy what results are written into; the elements of a SpatialData other than the table are shared."""
     if not _read.is_spatialdata(data):

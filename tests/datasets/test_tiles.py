@@ -292,6 +292,128 @@ def test_folders_of_others_are_left_alone(tmp_path):
     assert read_tiles(tmp_path / "set").n_obs == 4
 
 
+def test_only_own_files_are_replaced(tmp_path):
+    """A clone of a data set, with what git and its author keep there."""
+    tiles, folder = make_tiles(), tmp_path / "set"
+    (tmp_path / "set.partial").mkdir()
+    (tmp_path / "set.partial" / "thesis.txt").write_text("precious")
+    export_tiles(tiles, folder, images=False, tiles_per_file=3)
+    others = (".git/config", "notes.md", "data/raw.csv", "data/raw.parquet", "figures/train-00000-of-00001.parquet")
+    for name in others:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    few = tiles[:4].copy()
+    export_tiles(few, folder, images=False, overwrite=True)
+    assert read_tiles(folder).n_obs == 4
+    export_tiles(few[:2].copy(), folder, images=False, overwrite=True, format="parquet")
+    assert read_tiles(folder).n_obs == 2
+    for name in others:
+        assert (folder / name).read_text() == name
+    left = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert left == {*others, "tiles-00000-of-00001.parquet", "genes.parquet", "stfuse.json"}
+    assert (tmp_path / "set.partial" / "thesis.txt").read_text() == "precious"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["set", "set.partial"]
+    (folder / "README.md").write_text("# My own words")
+    with pytest.raises(FileExistsError, match="README.md' is no card"):
+        export_tiles(few, folder, images=False, overwrite=True)
+    assert (folder / "README.md").read_text() == "# My own words" and read_tiles(folder).n_obs == 2
+
+
+def test_a_call_that_fails_midway_leaves_what_was_there(tmp_path):
+    tiles, folder = make_tiles(), tmp_path / "set"
+    export_tiles(tiles, folder, images=False)
+    tiles.obs["mixed"] = pd.Series([1, "a", (2,)] * 10, index=tiles.obs_names, dtype=object)
+    with pytest.raises(ValueError, match="can't be written"):
+        export_tiles(tiles, folder, images=False, overwrite=True)
+    assert read_tiles(folder).n_obs == 30 and [file.name for file in tmp_path.iterdir()] == ["set"]
+
+
+def test_the_folder_here_and_behind_links(tmp_path, monkeypatch):
+    tiles = make_tiles()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export_tiles(tiles, ".", images=False)
+    assert read_tiles(".").n_obs == 30
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "dangling").symlink_to("later")
+    for link, real in (("link", "real"), ("dangling", "later")):
+        export_tiles(tiles, tmp_path / link, images=False)
+        assert (tmp_path / link).is_symlink() and (tmp_path / real / "stfuse.json").is_file()
+        assert read_tiles(tmp_path / link).n_obs == 30
+    assert (tmp_path / "real").stat().st_mode == (tmp_path / "here").stat().st_mode
+
+
+def test_expression_of_half_precision_comes_back_as_float32(tmp_path):
+    tiles = make_tiles(10)
+    tiles.X = tiles.X.toarray().astype(np.float16)
+    export_tiles(tiles, tmp_path / "set", images=False)
+    back = read_tiles(tmp_path / "set")
+    assert back.X.dtype == np.float32
+    np.testing.assert_array_equal(back.X.toarray(), tiles.X)
+
+
+DEPTHS = {
+    "16 bits": lambda x: x.astype(np.uint16) * 257,
+    "shares of 1": lambda x: (x / 255).astype(np.float32),
+    "whole numbers": lambda x: x.astype(np.int64),
+    "gray": lambda x: x[..., :1],
+}
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_stored_images_of_any_depth(tmp_path, depth):
+    tiles, pixels = make_tiles(10), np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    pixels = np.repeat(pixels[..., :1], 3, axis=3) if depth == "gray" else pixels
+    tiles.obsm["tile_image"] = DEPTHS[depth](pixels)
+    export_tiles(tiles, tmp_path / "set", tile_px=8)
+    np.testing.assert_array_equal(read_tiles(tmp_path / "set", images=True).obsm["tile_image"], pixels)
+
+
+def test_stored_images_that_are_none(tmp_path):
+    tiles = make_tiles(10)
+    for values, text in ((np.zeros((10, 8)), "height x width"), (np.full((10, 8, 8, 3), -5.0), "must lie in")):
+        tiles.obsm["tile_image"] = values
+        with pytest.raises(ValueError, match=text):
+            export_tiles(tiles, tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_large_whole_numbers_and_columns_of_several_types(tmp_path):
+    tiles = make_tiles(9)
+    big = [2**60 + 1, None, 2**60 + 3] * 3
+    tiles.obs["id"] = pd.array(big, dtype="Int64")
+    tiles.obs["unsigned"] = pd.array([2**63 + 1, None, 5] * 3, dtype="UInt64")
+    tiles.obs["class"] = pd.Categorical(big, categories=[2**60 + 3, 2**60 + 1])
+    tiles.obsm["mixed"] = pd.DataFrame(
+        {"whole": np.arange(9), "half": np.arange(9) / 2, "flag": np.arange(9) % 2 == 0}, index=tiles.obs_names
+    )
+    tiles.obsm["numbered"] = pd.DataFrame(
+        np.arange(27.0).reshape(9, 3).astype(np.float32), index=tiles.obs_names, columns=[3, 1, 2]
+    )
+    export_tiles(tiles, tmp_path / "set", images=False)
+    back = read_tiles(tmp_path / "set")
+    pd.testing.assert_frame_equal(back.obs.drop(columns="split"), tiles.obs)
+    for key in ("mixed", "numbered", "composition"):
+        pd.testing.assert_frame_equal(back.obsm[key], tiles.obsm[key], check_column_type=False)
+    assert back.obsm["numbered"].columns.tolist() == [3, 1, 2]
+
+
+@pytest.mark.parametrize("format", ["huggingface", "parquet"])
+def test_tiles_without_cells_or_genes_and_no_tiles(tmp_path, format):
+    tiles = make_tiles(10)
+    with pytest.raises(ValueError, match="The table has no tiles"):
+        export_tiles(tiles[:0].copy(), tmp_path / "none", format=format)
+    assert list(tmp_path.iterdir()) == []
+    empty = tiles.copy()
+    empty.X, empty.obs["n_cells"] = csr_matrix(tiles.shape, dtype=np.int64), 0
+    bare = tiles[:, :0].copy()
+    bare.var = pd.DataFrame(index=bare.var_names)
+    for name, table in (("empty", empty), ("bare", bare)):
+        export_tiles(table, tmp_path / name, format=format, images=False)
+        assert_same(read_tiles(tmp_path / name), table, extra=["split"])
+
+
 def cut_short(folder):
     file = next(folder.rglob("train-*.parquet"))
     file.write_bytes(file.read_bytes()[:200])
@@ -410,7 +532,7 @@ def test_images_of_several_sizes_make_no_array(tmp_path):
 def test_real_slide_with_full_resolution(shared_data, tmp_path):
     spots = read_h5ad(shared_data / "her2st" / "her2st_B4.h5ad")
     path = shared_data / "her2st" / "her2st_B4_fullres.jpg"
-    tiles = stfuse.pp.tessellate(spots, image=path, tile_um=400, label_key="label_transferred")
+    tiles = stfuse.pp.tessellate(spots, image=path, tile_um=400, mpp=0.69, label_key="label_transferred")
     tiles = tiles[:12].copy()
     export_tiles(tiles, tmp_path / "set", image=path)
     back = read_tiles(tmp_path / "set", images=True)

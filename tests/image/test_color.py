@@ -61,12 +61,27 @@ def test_channels_of_fluorescence():
         check_channels(["DAPI", "CD45", "CK"], "sdata.images['if']")
     dapi = np.zeros((50, 50), dtype=np.uint16)
     dapi[20:25, 20:25] = 4000
-    with pytest.raises(ValueError, match="1 channel on a dark background"):
-        pyramid([dapi], name="the image", kind="array")
-    pyramid([4095 - dapi], name="a gray photograph", kind="array")
-    with pytest.raises(ValueError, match="3 channels on a dark background"):
-        pyramid([np.stack([dapi] * 3, axis=-1)], name="the image", kind="array")
+    colours = np.zeros((50, 50, 3), dtype=np.uint8)
+    colours[20:30, 20:30] = (20, 200, 255)
+    for image in (dapi, np.stack([dapi] * 3, axis=-1), colours, colours[..., :1]):
+        with pytest.raises(ValueError, match="a dark background and no glass: this looks like fluorescence"):
+            pyramid([image], name="the image", kind="array")
     with pytest.raises(ValueError, match="four channels of 16 bits"):
         pyramid([np.stack([4095 - dapi] * 4, axis=-1)], name="the image", kind="array")
-    black_frame = np.zeros((50, 50, 3), dtype=np.uint8)  # as around a turned photograph
-    pyramid([black_frame], name="the image", kind="array")
+    pyramid([4095 - dapi], name="a gray photograph", kind="array")
+    framed = np.zeros((50, 50, 3), dtype=np.uint8)  # as around a turned photograph
+    framed[5:20, 5:25], framed[20:25, 5:25] = 240, (180, 100, 150)
+    pyramid([framed], name="the image", kind="array")
+
+
+def test_floats_that_interpolation_took_out_of_range():
+    image = np.full((4, 4, 3), 0.5)
+    image[0, 0] = (1.1, -0.05, 1.0)
+    np.testing.assert_array_equal(as_rgb(image, "image")[0], [[255, 0, 255]] + [[128] * 3] * 3)
+    with pytest.raises(ValueError, match="must lie in"):
+        as_rgb(image * 1.6, "image")
+
+
+def test_channels_first_is_told():
+    with pytest.raises(ValueError, match="numpy.moveaxis"):
+        as_rgb(np.zeros((3, 40, 50), np.uint8), "image")

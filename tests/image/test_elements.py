@@ -74,7 +74,7 @@ def test_both_elements_are_mapped():
     sdata = visium(SPOTS / 2, spots_map=spots_map, image_map=Translation([7.0, -3.0], axes=("x", "y")))
     (section,) = find_sections(sdata, Choice())
     np.testing.assert_allclose(section.centers, SPOTS)
-    assert section.spot == pytest.approx(20)  # radius 5 in units of half a pixel
+    assert section.spot * section.unit[0] == pytest.approx(20)  # radius 5 in units of two pixels
 
 
 def test_pixels_that_are_no_squares():
@@ -195,3 +195,74 @@ def test_what_does_not_fit():
     sdata["he"] = fluorescence
     with pytest.raises(ValueError, match="DAPI.*fluorescence"):
         find_sections(sdata, Choice())
+
+
+def test_tiles_under_pixels_that_are_no_squares():
+    """A square of 100 pixels is no square in microns, and its crop still covers it."""
+    stretched = Affine(np.array([[0.5, 0, 0], [0, 1.0, 0], [0, 0, 1]]), input_axes=("x", "y"), output_axes=("x", "y"))
+    square = geopandas.GeoDataFrame(geometry=[Polygon([(0, 0), (100, 0), (100, 100), (0, 100)])])
+    image = Image2DModel.parse(
+        np.moveaxis(picture(), -1, 0), dims=("c", "y", "x"), transformations={"microns": stretched}
+    )
+    sdata = spatialdata.SpatialData(
+        images={"he": image},
+        shapes={"tiles": ShapesModel.parse(square, transformations={"microns": stretched})},
+        tables={"table": table([0], "tiles")},
+    )
+    (section,) = find_sections(sdata, Choice())
+    assert section.spot == 100 and section.unit == (1.0, 1.0) and section.mpp == (0.5, 1.0)
+
+
+def test_regions_without_image_are_left_out():
+    a, b = visium(SPOTS), visium(SPOTS)
+    from spatialdata.transformations import set_transformation
+
+    set_transformation(b["spots"], {"elsewhere": Identity()}, set_all=True)
+    adata = AnnData(np.ones((8, 2), np.float32))
+    adata.obs["region"] = pd.Categorical(["a"] * 4 + ["b"] * 4, categories=["a", "b", "c"])
+    adata.obs["instance"] = [0, 1, 2, 3] * 2
+    joined = TableModel.parse(adata, region=["a", "b"], region_key="region", instance_key="instance")
+    sdata = spatialdata.SpatialData.init_from_elements(
+        {"he": a["he"], "a": a["spots"], "b": b["spots"], "table": joined}
+    )
+    assert [section.name for section in find_sections(sdata, Choice())] == ["a"]
+    assert [section.name for section in find_sections(sdata, Choice(image={"a": "he"}))] == ["a"]
+    with pytest.raises(ValueError, match="No image shares a coordinate system with 'b'"):
+        find_sections(sdata, Choice(shapes="b"))
+    del sdata.shapes["b"]
+    assert [section.name for section in find_sections(sdata, Choice())] == ["a"]
+
+
+def test_ids_of_another_type_and_ids_that_occur_twice():
+    sdata = visium(SPOTS)
+    sdata["table"].obs["instance"] = ["0", "1", "2", "3"]
+    with pytest.raises(ValueError, match="No instance that the table names.*give both the same type"):
+        find_sections(sdata, Choice())
+    sdata = visium(SPOTS)
+    sdata.shapes["spots"].index = [0, 0, 1, 2]
+    with pytest.raises(ValueError, match="'spots' is not unique"):
+        find_sections(sdata, Choice())
+
+
+def test_channels_are_put_in_order():
+    pixels = np.zeros((3, 50, 60), np.uint8) + np.array([50, 100, 200], np.uint8)[:, None, None]
+    sdata = visium(SPOTS)
+    sdata["he"] = Image2DModel.parse(pixels, dims=("c", "y", "x"), c_coords=["b", "g", "r"])
+    (section,) = find_sections(sdata, Choice())
+    np.testing.assert_array_equal(section.image.read(0)[0, 0], [200, 100, 50])
+
+
+def test_results_of_stain_normalisation_are_no_candidates():
+    import stfuse
+
+    sdata = visium(SPOTS)
+    rng = np.random.default_rng(0)
+    amounts = rng.random((200, 320, 2)) * 1.2
+    colours = 255 * np.exp(-(amounts @ np.array([[0.65, 0.70, 0.29], [0.27, 0.85, 0.45]])))
+    colours[:60] = 250
+    sdata["he"] = Image2DModel.parse(
+        np.moveaxis(colours.astype(np.uint8), -1, 0), dims=("c", "y", "x"), c_coords=["r", "g", "b"]
+    )
+    stfuse.pp.normalize_stain(sdata)
+    assert find_sections(sdata, Choice())[0].image.kind == "he"
+    assert find_sections(sdata, Choice(image="he_macenko"))[0].image.kind == "he_macenko"

@@ -57,7 +57,7 @@ def test_ome_tiff(tmp_path, pixels, axes):
     metadata = {"axes": axes, "PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "µm"}
     tifffile.imwrite(path, written, metadata=metadata, **options)
     image = open_image(path)
-    assert image.mpp == 0.25
+    assert image.mpp == (0.25, 0.25)
     expected = np.repeat(pixels[..., :1], 3, axis=2) if axes == "YX" else pixels
     np.testing.assert_array_equal(image.read(0), expected)
 
@@ -113,7 +113,68 @@ def test_truncated_tiff(tmp_path, pixels, compression):
 
 def test_slide_file(shared_data):
     image = open_image(shared_data / "wsi" / "CMU-1-Small-Region.svs")
-    assert image.mpp == 0.499 and image.size == (2220, 2967)
+    assert image.mpp == (0.499, 0.499) and image.size == (2220, 2967)
     with tifffile.TiffFile(shared_data / "wsi" / "CMU-1-Small-Region.svs") as file:
         whole = file.series[0].asarray()
     np.testing.assert_array_equal(image.read(0), whole)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mpp"),
+    [
+        ({"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5}, (0.25, 0.5)),
+        ({"PhysicalSizeX": 250.0, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.25}, (0.25, 0.25)),
+        ({"PhysicalSizeX": 0.0}, None),
+        ({"PhysicalSizeX": 3.0, "PhysicalSizeXUnit": "pixel"}, None),
+    ],
+)
+def test_pixel_sizes_of_ome(tmp_path, pixels, sizes, mpp):
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, photometric="rgb", metadata={"axes": "YXS", **sizes})
+    found = open_image(tmp_path / "a.ome.tif").mpp
+    assert found == (None if mpp is None else pytest.approx(mpp))
+
+
+def test_pixel_size_of_the_image_that_is_used(tmp_path, pixels):
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
+        writer.write(pixels[::9, ::9].copy(), photometric="rgb", metadata={"axes": "YXS", "PhysicalSizeX": 8.0})
+        writer.write(pixels, photometric="rgb", metadata={"axes": "YXS", "PhysicalSizeX": 0.5})
+    image = open_image(tmp_path / "a.ome.tif")
+    assert image.size == (900, 700) and image.mpp == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "mpp"), [("0.499", 0.499), ("4.99e-1", 0.499), ("0,4990", 0.499), ("0", None), ("x", None)]
+)
+def test_pixel_sizes_of_svs(tmp_path, pixels, text, mpp):
+    description = f"Aperio Image Library v1\n900x700 [0,0 900x700] (64x64)|AppMag = 20|MPP = {text}|Left = 1"
+    tifffile.imwrite(
+        tmp_path / "a.svs", pixels, tile=(64, 64), photometric="rgb", description=description, metadata=None
+    )
+    image = open_image(tmp_path / "a.svs")
+    assert image.mpp == (None if mpp is None else (mpp, mpp))
+
+
+@pytest.mark.parametrize("kind", ["palette", "miniswhite", "separated"])
+def test_colours_that_are_not_rgb(tmp_path, pixels, kind):
+    options = {"colormap": np.zeros((3, 256), np.uint16)} if kind == "palette" else {}
+    data = np.dstack([pixels, pixels[..., :1]]) if kind == "separated" else pixels[..., 0]
+    tifffile.imwrite(tmp_path / "a.tif", data, photometric=kind, **options)
+    with pytest.raises(ValueError, match=f"stored as {kind.upper()}.*save it as RGB"):
+        open_image(tmp_path / "a.tif")
+
+
+def test_files_are_closed_again(tmp_path, pixels):
+    import gc
+    import os
+    import sys
+
+    if not sys.platform.startswith("linux"):
+        pytest.skip("counts the files of this process, which only Linux lists")
+    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(64, 64), photometric="rgb")
+    open_image(tmp_path / "a.tif").read(0)
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        open_image(tmp_path / "a.tif").read(0)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before

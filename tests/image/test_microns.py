@@ -21,7 +21,8 @@ def squares(n, pitch):
 def test_lattices_of_known_arrays(angle):
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     assert microns_from_spots(hexagons(20, 138.0) @ turn, 96.4) == pytest.approx(100 / 138, rel=1e-6)
-    assert microns_from_spots(squares(20, 276.0) @ turn, 138.0) == pytest.approx(200 / 276, rel=1e-6)
+    # the same squares are 200 µm apart in Spatial Transcriptomics and 20 µm in DBiT-seq: nothing is told
+    assert microns_from_spots(squares(20, 276.0) @ turn, 138.0) is None
 
 
 def test_what_is_no_known_array():
@@ -41,8 +42,7 @@ def test_real_arrays(shared_data):
         70, abs=1
     )
     st = read_h5ad(shared_data / "her2st" / "her2st_B4.h5ad")
-    (section,) = find_sections(st, Choice())
-    assert section.spot * section.mpp[0] == pytest.approx(100, rel=0.07)
+    assert find_sections(st, Choice())[0].mpp is None
 
 
 def test_order_of_sources():

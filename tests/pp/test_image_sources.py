@@ -179,6 +179,27 @@ def test_crops_much_smaller_than_what_a_network_takes():
         image_features(cells(), Sized(224), image=photograph(), crop_px=40)
 
 
+def test_names_of_images_that_are_none():
+    with pytest.raises(KeyError, match="image='wide.pgn' is neither a stored image.*nor the name of an image file"):
+        image_features(cells(), image="wide.pgn", crop_px=20)
+    with pytest.raises(KeyError, match="'S1', which is no section.*library_key="):
+        image_features(cells(), image={"S1": photograph()}, crop_px=20)
+
+
+def test_fusion_and_domains_know_where_instances_lie():
+    """A table of a SpatialData has no obsm["spatial"]: the elements tell."""
+    import stfuse
+
+    sdata, _, _ = spatial_data(n=60)
+    rng = np.random.default_rng(0)
+    sdata["table"].X = rng.poisson(3.0, sdata["table"].shape).astype(np.float32)
+    sdata["table"].obsm["X_pca"] = rng.standard_normal((60, 5)).astype(np.float32)
+    stfuse.tl.concat(sdata)  # makes the image view from the image element
+    stfuse.tl.domains(sdata, use_rep="X_concat", n_clusters=3, refine=True)
+    assert sdata["table"].obs["concat_domain"].nunique() <= 3 and "spatial" not in sdata["table"].obsm
+    assert stfuse.pl.spatial(sdata, color="concat_domain") is not None
+
+
 def test_a_grid_parts_the_crop_row_by_row():
     pixels, encoder = photograph(), Keep()
     adata = cells(3)
@@ -331,7 +352,7 @@ def test_the_same_work_is_not_done_twice(caplog):
     adata.obsm["X_image"][0] = 7
     with caplog.at_level(logging.INFO, logger="stfuse"):
         image_features(adata, image=photograph(), crop_px=20)
-    assert "has these features already" in caplog.text and (adata.obsm["X_image"][0] == 7).all()
+    assert "has the features of section already" in caplog.text and (adata.obsm["X_image"][0] == 7).all()
     image_features(adata, image=photograph(), crop_px=20, overwrite=True)
     assert not (adata.obsm["X_image"][0] == 7).any()
 
@@ -354,6 +375,95 @@ def test_other_work_is_done(change):
         adata = adata[1:].copy()
     image_features(adata, **kwargs, key_added="X_image")
     assert not (adata.obsm["X_image"] == 7).any()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_one_element_after_the_other(own):
+    """Features of other elements stay, if they are of the same encoder."""
+    import spatialdata
+    from spatialdata.models import TableModel
+
+    (a, _, _), (b, _, _) = spatial_data(seed=0), spatial_data(0.3, seed=1)
+    adata = AnnData(np.ones((24, 2), np.float32))
+    adata.obs["region"] = pd.Categorical(["a"] * 12 + ["b"] * 12)
+    adata.obs["instance"] = [*a["table"].obs["instance"], *b["table"].obs["instance"]]
+    joined = TableModel.parse(adata, region=["a", "b"], region_key="region", instance_key="instance")
+    elements = {"he_a": a["he"], "he_b": b["he"], "a": a["spots"], "b": b["spots"], "table": joined}
+    sdata = spatialdata.SpatialData.init_from_elements(elements)
+    encoder = (lambda crops: crops.mean(dim=(2, 3))) if own else "texture"
+    whole = image_features(sdata, encoder, image={"a": "he_a", "b": "he_b"}, copy=True)["table"]
+    image_features(sdata, encoder, shapes="a", image="he_a")
+    assert np.isnan(sdata["table"].obsm["X_image"][12:]).all()
+    image_features(sdata, encoder, shapes="b", image="he_b")
+    np.testing.assert_array_equal(sdata["table"].obsm["X_image"], whole.obsm["X_image"])
+    assert sdata["table"].uns["X_image"]["crop_pixels"] == {"a": 48, "b": 48}
+    image_features(sdata, Keep(), shapes="b", image="he_b")  # of another encoder: nothing of the old one stays
+    assert np.isnan(sdata["table"].obsm["X_image"][:12]).all() and sdata["table"].obsm["X_image"].shape == (24, 1)
+
+
+def test_only_the_section_that_changed_is_computed(caplog):
+    adata = mob()[::20].copy()
+    image_features(adata)
+    adata.obsm["X_image"][:] = 7
+    adata.uns["spatial"]["MOB2"]["images"]["hires"][900:, 900:, 1:] //= 2  # in place
+    with caplog.at_level(logging.INFO, logger="stfuse"):
+        image_features(adata)
+    changed = (adata.obsm["X_image"] != 7).any(axis=1)
+    np.testing.assert_array_equal(changed, adata.obs["section"] == "MOB2")
+    assert "MOB1, MOB3, MOB4" in caplog.text
+
+
+def test_the_record_is_of_the_last_call():
+    adata = cells()
+    image_features(adata, image=photograph(), crop_px=60, mpp=0.5)
+    adata.obsm["X_image"][:] = 7
+    image_features(adata, image=photograph(), crop_px=60, mpp=0.25)
+    record = adata.uns["X_image"]
+    assert (
+        record["crop_um"] == {"section": 15.0}
+        and record["mpp"] == {"section": 0.25}
+        and record["crop_px"] == {"section": 60}
+    )
+    assert (adata.obsm["X_image"] == 7).all()
+    with pytest.warns(UserWarning, match="fewer than 4 pixels"):
+        image_features(adata, image=photograph(), crop_um=1, mpp=0.5)
+    assert adata.uns["X_image"]["crop_um"] == {"section": 2.0}
+
+
+def test_a_grid_of_one_has_its_own_form():
+    adata = cells()
+    image_features(adata, image=photograph(), crop_px=60, key_added="X_image")
+    image_features(adata, image=photograph(), crop_px=60, grid=[1], key_added="X_image")
+    assert adata.obsm["X_image"].shape == (25, 1, 95)
+
+
+def test_a_rewritten_store_of_a_slide_is_noticed(tmp_path):
+    import spatialdata
+    import zarr
+
+    sdata, _, _ = spatial_data()
+    sdata.write(tmp_path / "a.zarr")
+    first = spatialdata.read_zarr(tmp_path / "a.zarr")
+    image_features(first, store=tmp_path / "store")
+    array = zarr.open_array(tmp_path / "a.zarr" / "images" / "he" / "s0")
+    array[:] = np.asarray(array[:]) // 2 + 60
+    again = spatialdata.read_zarr(tmp_path / "a.zarr")
+    again["table"].obsm["X_image"], again["table"].uns["X_image"] = (
+        first["table"].obsm["X_image"],
+        first["table"].uns["X_image"],
+    )
+    image_features(again, store=tmp_path / "store")
+    assert np.abs(again["table"].obsm["X_image"] - first["table"].obsm["X_image"]).max() > 0.1
+
+
+def test_backed_objects_are_not_copied(tmp_path):
+    adata = cells()
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = read_h5ad(tmp_path / "a.h5ad", backed="r")
+    with pytest.raises(ValueError, match="to_memory"):
+        image_features(backed, image=photograph(), crop_px=20, copy=True)
+    image_features(backed, image=photograph(), crop_px=20)
+    assert backed.obsm["X_image"].shape == (25, 95)
 
 
 def test_encoders_of_the_user_are_always_asked():
@@ -394,13 +504,19 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     image_features(adata, image=pixels, crop_px=20, batch_size=10, store=tmp_path)
     assert sum(crops) == 100
     np.testing.assert_array_equal(adata.obsm["X_image"], expected)
-    next(tmp_path.glob("texture-*/*.npz")).write_bytes(b"broken")
+    parts = sorted(tmp_path.glob("texture-*/*.npz"))
+    parts[0].write_bytes(b"broken")
+    parts[1].write_bytes(parts[1].read_bytes()[:-30])
     crops.clear()
+    again = cells(200)
     with pytest.warns(UserWarning, match="can't be read"):
+        image_features(again, image=pixels, crop_px=20, batch_size=10, store=tmp_path)
+    assert sum(crops) == 20
+    np.testing.assert_array_equal(again.obsm["X_image"], expected)
+    crops.clear()
+    with pytest.raises(KeyboardInterrupt):  # computing all of it again is more than a hundred
         image_features(adata, image=pixels, crop_px=20, batch_size=10, store=tmp_path, overwrite=True)
-    assert sum(crops) == 10
-    np.testing.assert_array_equal(adata.obsm["X_image"], expected)
-    with pytest.raises(ValueError, match="store= keeps work"):
+    with pytest.raises(ValueError, match="leave store= out"):
         image_features(adata, Keep(), image=pixels, crop_px=20, store=tmp_path)
 
 
@@ -420,9 +536,14 @@ def test_her2st_full_resolution(shared_data):
 
     encoder = Mean()
     image_features(
-        adata, encoder, image=shared_data / "her2st" / "her2st_B4_fullres.jpg", crop_um=100, key_added="X_full"
+        adata,
+        encoder,
+        image=shared_data / "her2st" / "her2st_B4_fullres.jpg",
+        crop_um=100,
+        mpp=0.69,
+        key_added="X_full",
     )
-    image_features(adata, Mean(), crop_um=100, key_added="X_hires")
+    image_features(adata, Mean(), crop_um=100, mpp=0.69, key_added="X_hires")
     assert encoder.crops[0].shape[1] == 145 and adata.uns["X_hires"]["crop_pixels"] == {"B4": 29}
     assert adata.uns["X_full"]["crop_um"]["B4"] == pytest.approx(100)
     assert np.abs(adata.obsm["X_full"] - adata.obsm["X_hires"]).mean() < 3

@@ -231,7 +231,8 @@ def test_tiles_and_features_of_lazyslide():
     sdata["cells"] = circles(places)
     sdata.tables["table"] = table_of({"cells": 200}, rng.poisson(1, (200, 3)).astype(np.float32), ["a", "b"] * 100)
     add_features(sdata, "conch_tiles", features[:4, :2])  # of four tiles only
-    tessellate(sdata, shapes="tiles", label_key="type")
+    with pytest.warns(UserWarning, match="tables.'conch_tiles'. has features of 4 of the 6 tiles"):
+        tessellate(sdata, shapes="tiles", label_key="type")
     tiles = sdata.tables["rna_tiles"]
     assert list(tiles.obsm["X_uni"].shape) == [6, 5] and "X_image" not in tiles.obsm
     assert np.isnan(tiles.obsm["X_conch"][4:]).all() and np.isfinite(tiles.obsm["X_conch"][:4]).all()
@@ -242,9 +243,69 @@ def test_tiles_and_features_of_lazyslide():
     np.testing.assert_array_equal(tiles.obs[["tile_x", "tile_y"]], origins)
     assert tiles.obs["tile_id"].tolist() == list(range(6)) and "tissue" not in tiles.obs
     assert sdata.shapes["tiles"].columns.tolist() == ["tile_id", "tissue_id", "geometry"]
-    tessellate(sdata, shapes="tiles")  # again
+    with pytest.warns(UserWarning, match="4 of the 6"):
+        tessellate(sdata, shapes="tiles")  # again
     with pytest.raises(ValueError, match="element 'tiles', which this function did not write.*shapes='tiles'"):
         tessellate(sdata, tile_px=20, min_tissue=None, table_key="table")
+
+
+def foreign(index, ids):
+    """Six tiles with an index, and features under ids."""
+    boxes = [shapely.box(x, 0, x + 10, 10) for x in range(0, 60, 10)]
+    sdata = SpatialData.init_from_elements(
+        {"ft": ShapesModel.parse(geopandas.GeoDataFrame(geometry=boxes, index=index))}
+    )
+    obs = pd.DataFrame(
+        {"region": pd.Categorical(["ft"] * len(ids)), "tile": ids}, index=[f"f{i}" for i in range(len(ids))]
+    )
+    features = np.arange(3.0 * len(ids)).reshape(-1, 3).astype(np.float32)
+    table = TableModel.parse(AnnData(features, obs=obs), region="ft", region_key="region", instance_key="tile")
+    sdata.tables["embedded"] = table
+    return sdata, features
+
+
+@pytest.mark.parametrize(
+    ("index", "ids"),
+    [
+        (list("012345"), [5, 4, 3, 2, 1, 0]),
+        (range(6), list("543210")),
+        (range(6), np.arange(5, -1, -1).astype(np.int32)),
+    ],
+)
+def test_ids_of_features_may_be_of_another_type(index, ids, recwarn):
+    sdata, features = foreign(index, ids)
+    tessellate(sdata, shapes="ft")
+    np.testing.assert_array_equal(sdata.tables["rna_ft"].obsm["X_image"], features[::-1])
+    assert not [w for w in recwarn if "features" in str(w.message)]
+
+
+def test_ids_of_features_that_fit_badly():
+    sdata, _ = foreign(list("abcdef"), [f"tile_{c}" for c in "abcdef"])
+    with pytest.raises(ValueError, match="none of its 6 ids .such as 'tile_a'. is a tile there .such as 'a'"):
+        tessellate(sdata, shapes="ft")
+    assert "rna_ft" not in sdata.tables
+    sdata, features = foreign(range(6), list("012x"))
+    with pytest.warns(UserWarning, match="features of 3 of the 6 tiles"):
+        tessellate(sdata, shapes="ft")
+    values = sdata.tables["rna_ft"].obsm["X_image"]
+    np.testing.assert_array_equal(values[:3], features[:3])
+    assert np.isnan(values[3:]).all()
+    sdata, _ = foreign(range(6), [0, 1, 2])
+    sdata.tables["embedded"].obs["tile"] = [0, 1, 1]
+    with pytest.raises(ValueError, match="several rows for the tile '1'"):
+        tessellate(sdata, shapes="ft")
+
+
+def test_cells_that_are_no_instances_are_told():
+    sdata, _ = foreign(range(6), range(6))
+    sdata["cells"] = circles([[5.0, 5], [15, 5], [25, 5]])
+    sdata.tables["table"] = table_of({"cells": 3}, np.eye(3, dtype=np.float32), ids=[0, 1, 7])
+    with pytest.warns(UserWarning, match="1 of 3 cells of 'cells' have no instance there"):
+        tessellate(sdata, shapes="ft")
+    assert sdata.tables["table"].obs["ft"].tolist() == ["0", "1", "unassigned"]
+    sdata.tables["table"] = table_of({"cells": 3}, np.eye(3, dtype=np.float32), ids=[7, 8, 9])
+    with pytest.raises(ValueError, match="No instance that the table names"):
+        tessellate(sdata, shapes="ft")
 
 
 def test_overlapping_tiles_count_a_cell_each():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from stfuse._image._crops import gather, needed
+from stfuse._image._lazy import compute_all
 from stfuse._image._pyramid import Pyramid
 
 _BUFFER = 128 * 2**20  # bytes of pixels held at once; a wider image is read in several strips
@@ -130,8 +131,6 @@ class _Window:
 
     def advance(self, i: int) -> None:
         """Put a row of chunks under the pixel rows that are kept; only chunks that crops touch are read."""
-        from dask.base import compute
-
         row, grid = self.first_row + i, self.grid
         height, above = int(grid.rows[row + 1] - grid.rows[row]), int(self.above[i])
         self.bottom = int(grid.rows[row + 1])
@@ -141,7 +140,7 @@ class _Window:
         columns = np.flatnonzero(self.touched[i])
         for start in range(0, len(columns), _TOGETHER):
             some = columns[start : start + _TOGETHER]
-            read: Any = compute(*(blocks[row, int(column)] for column in some), scheduler="threads")
+            read = compute_all([blocks[row, int(column)] for column in some])
             for column, pixels in zip(some, read, strict=True):
                 place = slice(grid.columns[column] - self.left, grid.columns[column + 1] - self.left)
                 self.buffer[above : self.used, place] = grid.image.color.to_rgb(np.asarray(pixels))

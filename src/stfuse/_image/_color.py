@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 _RGB = ({"r", "g", "b"}, {"r", "g", "b", "a"}, {"red", "green", "blue"}, {"red", "green", "blue", "alpha"})
-_DARK = 0.25  # of the range: a section on glass is brighter than that, fluorescence on black is not
+_DARK = 64  # of 255: half of the pixels are darker in fluorescence
+_GLASS = 128  # of 255: glass is brighter than that in all colours, whatever frame is around it
+_ENOUGH = 250_000  # pixels to tell fluorescence by
+_OVERSHOOT = 0.25  # by which interpolation leaves 0..1
+
+
+class NotRgbError(ValueError):
+    """An image that shows no red, green and blue."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +38,23 @@ class ColorFormat:
 def check_shape(shape: tuple[int, ...], name: str) -> None:
     """Refuse what is no image of 1, 3 or 4 channels, in the order height x width x channels."""
     if len(shape) != 3 or shape[2] not in (1, 3, 4) or 0 in shape:
-        many = len(shape) == 3 and shape[2] > 4 and 0 not in shape
+        first = len(shape) == 3 and shape[0] in (3, 4) and 0 not in shape
+        many = len(shape) == 3 and shape[2] > 4 and not first and 0 not in shape
         mend = (
             " That many channels are immunofluorescence or a spectral image; encoders of H&E see red, green and blue. "
             "Choose another image, or make one of three channels."
             if many
+            else " Its channels seem to come first: numpy.moveaxis(image, 0, -1) puts them last."
+            if first
             else ""
         )
         raise ValueError(f"{name} must be height x width (x 1, 3 or 4 channels), but has the shape {shape}.{mend}")
+
+
+def in_order(names: list[Any]) -> list[int]:
+    """Positions of red, green, blue (and alpha) among named channels; as they are where the names say nothing."""
+    first = [str(n).lower()[:1] for n in names]
+    return [first.index(c) for c in "rgba" if c in first] if {"r", "g", "b"} <= set(first) else list(range(len(names)))
 
 
 def check_channels(names: list[Any], name: str) -> None:
@@ -46,7 +62,7 @@ def check_channels(names: list[Any], name: str) -> None:
     words = {str(n).lower() for n in names}
     plain = all(str(n).lstrip("-").isdigit() for n in names) or words in _RGB
     if not plain and not (len(names) == 1 and words <= {"gray", "grey", "grayscale", "intensity", "l"}):
-        raise ValueError(
+        raise NotRgbError(
             f"{name} has the channels {', '.join(map(repr, map(str, names)))}: this is no H&E photograph but "
             "fluorescence or a spectral image, and encoders of H&E see red, green and blue. Choose another image with "
             "image=, or make one of three channels."
@@ -70,16 +86,19 @@ def color_format(sample: np.ndarray, name: str) -> ColorFormat:
 
 
 def check_bright(sample: np.ndarray, form: ColorFormat, name: str) -> None:
-    """Refuse fluorescence: one channel, or 16 bits, on black; and four channels of 16 bits, which no alpha has."""
+    """Refuse fluorescence: most of it is dark, and nothing is bright in all colours; and 16 bits of alpha."""
     if sample.shape[2] == 4 and sample.dtype == np.uint16:
         what = "four channels of 16 bits"
-    elif (sample.shape[2] == 1 or sample.dtype == np.uint16) and np.median(form.to_rgb(sample)) < 255 * _DARK:
-        what = f"{sample.shape[2]} channel{'s' if sample.shape[2] > 1 else ''} on a dark background"
     else:
-        return
+        step = max(1, int(np.sqrt(sample.shape[0] * sample.shape[1] / _ENOUGH)))
+        rgb = form.to_rgb(sample[::step, ::step]).reshape(-1, 3)
+        glass = sample.shape[2] > 1 and np.quantile(rgb.min(axis=1), 0.95) >= _GLASS
+        if np.median(rgb.max(axis=1)) >= _DARK or glass:
+            return
+        what = "a dark background and no glass"
     raise ValueError(
-        f"{name} has {what}: this is fluorescence (for example DAPI), and encoders of H&E see red, green and blue on a "
-        "bright one. Choose another image with image=."
+        f"{name} has {what}: this looks like fluorescence (for example DAPI), and encoders of H&E see red, green and blue "
+        "on a bright ground. Choose another image with image=."
     )
 
 
@@ -95,11 +114,11 @@ def as_rgb(image: Any, name: str) -> np.ndarray:
 def _scaled(sample: np.ndarray, name: str) -> ColorFormat:
     low, high = sample.min(), sample.max()
     # A comparison with NaN is false, so this refuses it too.
-    if sample.dtype.kind == "f" and low >= 0 and high <= 1:
+    if sample.dtype.kind == "f" and low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT:
         return ColorFormat(factor=255)
     if sample.dtype == np.uint16 and high > 255:
         # cameras of 10, 12 or 14 bits leave the upper ones empty; the background of a stained section is bright
         return ColorFormat(shift=next(bits for bits in (10, 12, 14, 16) if high < 2**bits) - 8)
-    if low >= 0 and high <= 255:
+    if low >= 0 and (2 if sample.dtype.kind == "f" else 0) <= high <= 255:
         return ColorFormat()
     raise ValueError(f"{name} must lie in 0..1 (floats) or 0..255, but reaches from {low} to {high}.")

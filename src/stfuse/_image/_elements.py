@@ -11,15 +11,16 @@ from anndata import AnnData
 
 from stfuse import _read
 from stfuse._check import did_you_mean
-from stfuse._image._color import check_channels
+from stfuse._image._color import check_channels, in_order
 from stfuse._image._microns import microns_from_spots
 from stfuse._image._pyramid import Pyramid, pyramid
 from stfuse._image._section import Choice, Section, of_section
+from stfuse._log import logger
+from stfuse._places import affine, places_of, regions_of, systems_of
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-_AXES = ("x", "y")
 # What readers call a coordinate system whose unit is a micron.
 MICRON_SYSTEMS = {"microns", "micron", "um", "µm", "micrometer", "micrometers"}
 _TILE = 100  # full-resolution pixels that a tile has at least
@@ -31,30 +32,55 @@ def sections_of_spatialdata(sdata: SpatialData, choice: Choice) -> list[Section]
     table = annotating_table(sdata, choice)
     regions, region_key, instance_key = annotation(table, choice)
     column = table.obs[region_key].astype(str).to_numpy()
-    sections = []
+    sections, without = [], []
     for region in regions:
-        if region not in sdata:
-            raise KeyError(f"The table annotates {region!r}, which is no element of the SpatialData.")
         rows = np.flatnonzero(column == region)
-        system, image = element_image(sdata, region, choice)
-        to_system = affine(sdata.images[image], image, system)
-        to_pixels = np.linalg.inv(to_system)
-        places = places_of(sdata[region], region, pd.Index(table.obs[instance_key].iloc[rows]), system)
-        centers = places @ to_pixels[:2, :2].T + to_pixels[:2, 2]
-        step = np.linalg.norm(to_system[:2, :2], axis=0)  # of one pixel along x and along y, in units of the system
-        unit = (1 / float(step[0]), 1 / float(step[1]))
-        spot = _size(sdata[region])
-        if spot is not None:
-            spot *= float(np.sqrt(abs(np.linalg.det(affine(sdata[region], region, system)[:2, :2]))))
-        picture = element_pyramid(sdata, image)
-        said = of_section(choice.mpp, region, "mpp")
-        if said is not None:
-            mpp: tuple[float, float] | None = (float(said), float(said * step[1] / step[0]))
-        else:
-            mpp = microns_of(sdata.images[image], image, places, spot, step)
-        tiles = "tile_size" in table.obs or _are_tiles(sdata[region], spot, unit)
-        sections.append(Section(region, picture, rows, centers, unit, spot, mpp, tiles))
+        if not len(rows):
+            continue
+        if region not in sdata and (region == choice.shapes or len(regions) == 1):
+            raise KeyError(f"The table annotates {region!r}, which is no element of the SpatialData.")
+        if region not in sdata or _has_no_image(sdata, region, choice):
+            without.append(region)
+            continue
+        sections.append(_section(sdata, table, region, rows, pd.Index(table.obs[instance_key].iloc[rows]), choice))
+    if not sections and without:
+        element_image(
+            sdata, next((name for name in without if name in sdata), without[0]), choice
+        )  # says what is missing
     return sections
+
+
+def _section(
+    sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray, instances: pd.Index, choice: Choice
+) -> Section:
+    element = sdata[region]
+    system, image = element_image(sdata, region, choice)
+    to_system, own = affine(sdata.images[image], image, system), affine(element, region, system)
+    to_pixels = np.linalg.inv(to_system)
+    places = places_of(element, region, instances, system)
+    centers = places @ to_pixels[:2, :2].T + to_pixels[:2, 2]
+    # how far a circle of one unit of the element reaches along x and along y, in pixels
+    unit = np.linalg.norm((to_pixels @ own)[:2, :2], axis=1)
+    spot = _size(element)
+    step = np.linalg.norm(to_system[:2, :2], axis=0)  # of one pixel along x and along y, in units of the system
+    said = of_section(choice.mpp, region, "mpp")
+    if said is not None:
+        mpp: tuple[float, float] | None = (float(said), float(said * step[1] / step[0]))
+    else:
+        across = None if spot is None else spot * float(np.sqrt(abs(np.linalg.det(own[:2, :2]))))
+        mpp = microns_of(sdata.images[image], image, places, across, step)
+    units = (float(unit[0]), float(unit[1]))
+    tiles = "tile_size" in table.obs or _are_tiles(element, spot, units)
+    return Section(region, element_pyramid(sdata, image), rows, centers, units, spot, mpp, tiles)
+
+
+def _has_no_image(sdata: SpatialData, region: str, choice: Choice) -> bool:
+    """Tell a region whose observations simply have no image, of several regions of which others have one."""
+    if isinstance(choice.image, Mapping):
+        return region not in choice.image
+    own = set(systems_of(sdata[region]))
+    images = sdata.images if choice.image is None else [n for n in sdata.images if n == choice.image]
+    return bool(len(images)) and not any(own & set(systems_of(sdata.images[name])) for name in images)
 
 
 def annotating_table(sdata: SpatialData, choice: Choice) -> AnnData:
@@ -80,13 +106,6 @@ def table_name(sdata: SpatialData, table: AnnData) -> str:
     return next(name for name, other in sdata.tables.items() if other is table)
 
 
-def regions_of(table: AnnData) -> list[str]:
-    region = table.uns.get("spatialdata_attrs", {}).get("region")
-    if region is None:
-        return []
-    return [region] if isinstance(region, str) else [str(r) for r in region]
-
-
 def annotation(table: AnnData, choice: Choice) -> tuple[list[str], str, str]:
     """Elements that a table annotates (or the one asked for), and its columns of regions and instances."""
     attrs = table.uns.get("spatialdata_attrs")
@@ -106,13 +125,6 @@ def annotation(table: AnnData, choice: Choice) -> tuple[list[str], str, str]:
     return regions, str(attrs["region_key"]), str(attrs["instance_key"])
 
 
-def systems_of(element: Any) -> dict[str, Any]:
-    from spatialdata.transformations import get_transformation
-
-    found: Any = get_transformation(element, get_all=True)
-    return found
-
-
 def element_image(sdata: SpatialData, region: str, choice: Choice) -> tuple[str, str]:
     """Name a coordinate system that an element and its image share, and the image."""
     wanted = of_section(choice.image, region, "image")
@@ -130,13 +142,13 @@ def element_image(sdata: SpatialData, region: str, choice: Choice) -> tuple[str,
                 f"{region!r} is not in the coordinate system {choice.coordinate_system!r}. It is in: {', '.join(own)}."
             )
         own = [choice.coordinate_system]
-    candidates = [wanted] if wanted is not None else list(sdata.images)
+    candidates = [wanted] if wanted is not None else _originals(sdata)
     shared = {n: [s for s in own if s in systems_of(sdata.images[n])] for n in candidates}
     shared = {name: systems for name, systems in shared.items() if systems}
     if not shared:
         raise ValueError(
-            f"{'No image' if wanted is None else f'The image {wanted!r}'} shares a coordinate system with {region!r} "
-            f"({', '.join(own)}): add a transformation with spatialdata.transformations.set_transformation."
+            f"{'No image shares a' if wanted is None else f'The image {wanted!r} shares no'} coordinate system with "
+            f"{region!r} ({', '.join(own)}): add a transformation with spatialdata.transformations.set_transformation."
         )
     name = next(iter(shared)) if len(shared) == 1 else _sharpest(list(shared))
     return shared[name][0], name
@@ -148,32 +160,18 @@ def _sharpest(names: list[str]) -> str:
         fits = [name for name in names if name.endswith(ending)]
         if len(fits) == 1 and all(name.endswith(("full_image", "hires_image", "lowres_image")) for name in names):
             return fits[0]
-    raise ValueError(f"Several images lie under the observations ({', '.join(names)}): name one with image=.")
+    raise ValueError(
+        f"Several images lie under the observations ({', '.join(names)}): name one with image=, or one for each element "
+        "that the table annotates, image={element: image}."
+    )
 
 
-def affine(element: Any, name: str, system: str) -> np.ndarray:
-    """Affine 3 x 3 map from the own coordinates of an element (pixels, of an image) to a coordinate system."""
-    from spatialdata.transformations import get_transformation
-
-    transformation: Any = get_transformation(element, to_coordinate_system=system)
-    matrix = np.asarray(transformation.to_affine_matrix(input_axes=_AXES, output_axes=_AXES), dtype=np.float64)
-    if abs(np.linalg.det(matrix[:2, :2])) < 1e-12:
-        raise ValueError(f"The transformation of {name!r} to {system!r} flattens the plane and can't be inverted.")
-    return matrix
-
-
-def places_of(element: Any, name: str, instances: pd.Index, system: str) -> np.ndarray:
-    """Centres of the instances in a coordinate system, NaN where the element has none."""
-    from spatialdata import get_centroids
-
-    if hasattr(element, "geometry"):
-        middle = element.geometry.centroid
-        matrix = affine(element, name, system)
-        places = np.column_stack([middle.x, middle.y]) @ matrix[:2, :2].T + matrix[:2, 2]
-        centroids = pd.DataFrame(places, index=element.index)
-    else:
-        centroids = get_centroids(element, coordinate_system=system).compute()[list(_AXES)]
-    return centroids.reindex(instances).to_numpy(dtype=np.float64)
+def _originals(sdata: SpatialData) -> list[str]:
+    """Images other than those that `normalize_stain` has made of them."""
+    holders = [sdata.attrs, *(table.uns for table in sdata.tables.values())]
+    records = [r for h in holders for key, r in h.items() if str(key).startswith("stain_") and isinstance(r, Mapping)]
+    made = {str(name) for record in records for name in record.get("written", ())}
+    return [name for name in sdata.images if name not in made] or list(sdata.images)
 
 
 def _size(element: Any) -> float | None:
@@ -203,8 +201,13 @@ def element_pyramid(sdata: SpatialData, name: str) -> Pyramid:
     scales = scales or [next(iter(node.ds.values())) for node in element.children.values()]
     if "z" in scales[0].dims:
         raise ValueError(f"{where} is a volume; a plane of y and x is needed.")
-    check_channels(list(scales[0].coords["c"].values) if "c" in scales[0].coords else [0], where)
-    return pyramid([scale.transpose("y", "x", "c").data for scale in scales], name=where, kind=name)
+    channels = list(scales[0].coords["c"].values) if "c" in scales[0].coords else [0]
+    check_channels(channels, where)
+    order = in_order(channels)
+    arrays = [scale.transpose("y", "x", "c").data for scale in scales]
+    if order != list(range(len(channels))):
+        arrays = [array[:, :, order] for array in arrays]
+    return pyramid(arrays, name=where, kind=name)
 
 
 def microns_of(
@@ -216,4 +219,8 @@ def microns_of(
             x, y = np.linalg.norm(affine(element, name, system)[:2, :2], axis=0)
             return float(x), float(y)
     per_unit = microns_from_spots(places, spot)
-    return None if per_unit is None else (per_unit * float(step[0]), per_unit * float(step[1]))
+    if per_unit is None:
+        return None
+    found = per_unit * float(step[0]), per_unit * float(step[1])
+    logger.info("image %r: mpp=%.4g, from the spacing of the spots, taken for Visium's 100 µm", name, found[0])
+    return found

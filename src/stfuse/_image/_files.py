@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
-from stfuse._image._color import check_channels
+from stfuse._image._color import NotRgbError, check_channels
 from stfuse._image._pyramid import Pyramid, pyramid
 
 TIFF = (".tif", ".tiff", ".svs", ".btf", ".ndpi", ".scn")
 PLAIN = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-_MICRONS = {"µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_MICRONS = {"µm": 1, "um": 1, "μm": 1, "nm": 1e-3, "pm": 1e-6, "Å": 1e-4, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25400}
+_COLOURS = {"MINISBLACK", "RGB", "YCBCR"}  # how the numbers of a TIFF may be meant
 _CHUNK = 1024  # pixels read at once of a file whose own tiles or strips are smaller
 
 
@@ -71,6 +73,8 @@ def _open_tiff(path: Path) -> Pyramid:
     name = f"the image {str(path)!r}"
     try:
         series, mpp = _describe(path)
+    except NotRgbError:
+        raise
     except Exception as error:
         raise ValueError(f"{name} is damaged, truncated or no TIFF: {error}.") from error
     arrays = []
@@ -82,7 +86,9 @@ def _open_tiff(path: Path) -> Pyramid:
     return pyramid(arrays, name=name, kind=path.name, mpp=mpp, token=_stamp(path))
 
 
-def _describe(path: Path) -> tuple[list[tuple[tuple[int, ...], np.dtype, tuple[int, ...], str]], float | None]:
+def _describe(
+    path: Path,
+) -> tuple[list[tuple[tuple[int, ...], np.dtype, tuple[int, ...], str]], tuple[float, float] | None]:
     """Read shapes, types, chunks and axes of the levels of the largest image of a file, and its pixel size."""
     import tifffile
 
@@ -92,6 +98,12 @@ def _describe(path: Path) -> tuple[list[tuple[tuple[int, ...], np.dtype, tuple[i
         for level in main.levels:
             axes = level.axes.replace("I", "C").replace("Q", "C")
             levels.append((tuple(level.shape), np.dtype(level.dtype), _chunks(level, axes), axes))
+        meaning = getattr(main.keyframe.photometric, "name", str(main.keyframe.photometric))
+        if meaning not in _COLOURS:
+            raise NotRgbError(
+                f"The colours of the image {str(path)!r} are stored as {meaning}, and read are "
+                f"{', '.join(sorted(_COLOURS))}: save it as RGB."
+            )
         return levels, _microns(file, main)
 
 
@@ -119,18 +131,30 @@ def _channels_last(array: Any, axes: str, name: str) -> Any:
     return array.transpose([left.index(axis) for axis in keep])
 
 
-def _microns(file: Any, series: Any) -> float | None:
-    """Microns per pixel as the scanner wrote them; resolution tags of plain TIFFs are too often made up."""
+def _microns(file: Any, series: Any) -> tuple[float, float] | None:
+    """Microns per pixel (x, y) as the scanner wrote them; resolution tags of plain TIFFs are too often made up."""
     if file.is_ome and file.ome_metadata:
-        pixels = ElementTree.fromstring(file.ome_metadata).find(".//{*}Pixels")
-        if pixels is not None:
+        images = ElementTree.fromstring(file.ome_metadata).findall(".//{*}Pixels")
+        index = next(i for i, other in enumerate(file.series) if other is series)
+        if index < len(images):
+            pixels = images[index]
             check_channels(_channel_names(pixels), f"the image {file.filename!r}")
-            size, unit = pixels.get("PhysicalSizeX"), pixels.get("PhysicalSizeXUnit", "µm")
-            return float(size) * _MICRONS[unit] if size and unit in _MICRONS else None
+            x, y = (_length(pixels.get(f"PhysicalSize{a}"), pixels.get(f"PhysicalSize{a}Unit", "µm")) for a in "XY")
+            return None if x is None else (x, x if y is None else y)
     if file.is_svs:
-        found = re.search(r"\bMPP\s*=\s*([0-9.]+)", series.keyframe.description)
-        return float(found.group(1)) if found else None
+        found = re.search(r"\bMPP\s*=\s*([0-9.,eE+-]+)", series.keyframe.description)
+        size = _length(found.group(1).replace(",", "."), "µm") if found else None
+        return None if size is None else (size, size)
     return None
+
+
+def _length(text: str | None, unit: str) -> float | None:
+    """Read a length in microns; None where there is none, or where it says nothing (0, pixels, other units)."""
+    try:
+        length = float(text or "nan") * _MICRONS.get(unit, np.nan)
+    except ValueError:
+        return None
+    return length if np.isfinite(length) and length > 0 else None
 
 
 def _channel_names(pixels: Any) -> list[str]:
@@ -166,5 +190,6 @@ class TiffLevel:
         import zarr
 
         file = tifffile.TiffFile(self.path)
+        weakref.finalize(self, file.close)
         main = max(file.series, key=lambda s: int(np.prod(s.shape)))
         return zarr.open_array(main.aszarr(level=self.level), mode="r")

@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from stfuse import _read
 from stfuse._check import did_you_mean
-from stfuse._image._files import names_file, open_image
+from stfuse._image._files import PLAIN, TIFF, names_file, open_image
 from stfuse._image._pyramid import Pyramid, pyramid
 from stfuse._image._section import Choice, Section, microns, of_section, read_places
 
@@ -30,10 +30,9 @@ def sections_of_anndata(table: AnnData, choice: Choice) -> list[Section]:
         spot = _spot(factors, name)
         if side is not None and len(rows):
             spot = float(np.nanmedian(side[rows]))
-        mpp = microns(of_section(choice.mpp, name, "mpp"), image, factors, places[rows], spot)
-        pixel = None if mpp is None else (mpp, mpp)
+        mpp = microns(of_section(choice.mpp, name, "mpp"), image, factors, places[rows], spot, name)
         tiles = side is not None
-        sections.append(Section(name, image, rows, places[rows], (1.0, 1.0), spot, pixel, tiles))
+        sections.append(Section(name, image, rows, places[rows], (1.0, 1.0), spot, mpp, tiles))
     return sections
 
 
@@ -56,8 +55,9 @@ def _images(
         strange = [str(key) for key in image if str(key) not in names]
         if strange:
             there = ", ".join(map(repr, names))
+            told = " Which column tells sections apart? library_key=." if choice.library_key is None else ""
             raise KeyError(
-                f"image names {strange[0]!r}, which is no section.{did_you_mean(strange[0], names)} There is: {there}."
+                f"image names {strange[0]!r}, which is no section.{did_you_mean(strange[0], names)} There is: {there}.{told}"
             )
         image = {str(key): value for key, value in image.items()}
         return {n: (_given(image[n], n, spatial), _factors(spatial, n)) for n in names if n in image}
@@ -68,6 +68,11 @@ def _images(
                 f"image={{{names[0]!r}: ..., {names[1]!r}: ...}}."
             )
         return {names[0]: (_given(image, names[0], spatial), _factors(spatial, names[0]))}
+    if not spatial and image is not None:
+        raise KeyError(
+            f"image={image!r} is neither a stored image, as uns['spatial'] has none, nor the name of an image file "
+            f"({', '.join((*PLAIN, *TIFF))})."
+        )
     if not spatial:
         raise KeyError(
             "uns['spatial'] has no image. Name a file of full resolution with image=, or load the section with its image "
@@ -134,7 +139,10 @@ def _spot(factors: Mapping[str, Any], library: str) -> float | None:
 def _positive(factors: Mapping[str, Any], name: str, library: str) -> float | None:
     if factors.get(name) is None:
         return None
-    value = float(factors[name])
+    try:
+        value = float(factors[name])
+    except (TypeError, ValueError):
+        value = np.nan
     if not (np.isfinite(value) and value > 0):
         raise ValueError(
             f"uns['spatial'][{library!r}]['scalefactors'][{name!r}] must be a positive number, but is {factors[name]!r}."

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from stfuse._image._color import ColorFormat, check_bright, check_shape, color_format
+from stfuse._image._lazy import compute_all
 
-_SAMPLE = 200_000  # values that tell two images in memory apart
+_PART, _PARTS = 32, 5  # pixels a side, and parts a side, that tell two lazy images apart
+_LOOK_SIDE = 2048  # pixels a side of a lazy level that is looked at for fluorescence
 _SAMPLE_SIDE = 4096  # pixels a side that tell how deep a lazy image is
 
 
@@ -44,8 +47,13 @@ class Pyramid:
     kind: str  # for the record: "hires", the name of a file or of an element
     levels: tuple[Level, ...]
     color: ColorFormat
-    token: str  # tells two images apart without reading them whole
-    mpp: float | None = None  # microns per full-resolution pixel, where the image itself says so
+    known_as: str | None = None  # what tells a file apart from others
+    mpp: tuple[float, float] | None = None  # microns per full-resolution pixel (x, y), where the image itself says so
+
+    @cached_property
+    def token(self) -> str:
+        """What tells the image apart from others, without reading all of a lazy one."""
+        return self.known_as or _digest(self.levels[0])
 
     @property
     def size(self) -> tuple[float, float]:
@@ -57,7 +65,7 @@ class Pyramid:
         """Read a part of one level as h x w x 3 of uint8."""
         pixels = self.levels[level].pixels[rows, columns]
         if self.levels[level].lazy:
-            pixels = pixels.compute(scheduler="threads")
+            pixels = compute_all([pixels])[0]
         return self.color.to_rgb(np.asarray(pixels))
 
     def thumbnail(self, max_side: int) -> tuple[np.ndarray, tuple[float, float]]:
@@ -100,7 +108,7 @@ def pyramid(
     name: str,
     kind: str,
     downsample: float = 1.0,
-    mpp: float | None = None,
+    mpp: tuple[float, float] | None = None,
     token: str | None = None,
 ) -> Pyramid:
     """Make a pyramid of h x w (x c) arrays, sharpest first; the first has ``downsample`` full-resolution pixels a pixel."""
@@ -114,25 +122,40 @@ def pyramid(
     height, width = arrays[0].shape[:2]
     made = [Level(a, (downsample * width / a.shape[1], downsample * height / a.shape[0])) for a in arrays]
     sample = _sample(made[-1])
-    color = color_format(sample, name)
-    check_bright(sample, color, name)
-    return Pyramid(name, kind, tuple(made), color, token or _token(arrays[0]), mpp)
+    color = ColorFormat()
+    if sample is not None:
+        color = color_format(sample, name)
+        check_bright(sample, color, name)
+    return Pyramid(name, kind, tuple(made), color, token, mpp)
 
 
-def _sample(level: Level) -> np.ndarray:
-    """Take the pixels that decide on the colour format: all of them in memory, a regular part of large lazy levels."""
+def _sample(level: Level) -> np.ndarray | None:
+    """Take the pixels that decide on the colour format: all of them in memory, a regular part of a lazy level.
+
+    None where nothing is to be decided and a look at large lazy pixels would cost as much as the work itself.
+    """
     if not level.lazy:
         return level.pixels
-    if level.pixels.dtype == np.uint8 and level.pixels.shape[2] > 1:
-        return np.zeros((1, 1, level.pixels.shape[2]), np.uint8)  # nothing to decide, and nothing to read
+    if level.pixels.dtype == np.uint8 and level.pixels.shape[2] > 1 and max(level.size) > _LOOK_SIDE:
+        return None
     step = max(1, -(-max(level.size) // _SAMPLE_SIDE))
-    return np.asarray(level.pixels[::step, ::step].compute(scheduler="threads"))
+    return np.asarray(compute_all([level.pixels[::step, ::step]])[0])
 
 
-def _token(array: Any) -> str:
-    """Tell arrays apart: dask's own name of a lazy one, a digest of a regular sample of one in memory."""
-    if not isinstance(array, np.ndarray):
-        return str(array.name)
-    flat = array.reshape(-1)
-    digest = hashlib.sha1(np.ascontiguousarray(flat[:: max(1, flat.size // _SAMPLE)]).tobytes(), usedforsecurity=False)
-    return f"{array.shape}-{array.dtype}-{digest.hexdigest()}"
+def _digest(sharpest: Level) -> str:
+    """Tell images apart by their pixels: all of those in memory, a regular set of small parts of lazy ones.
+
+    Names of lazy arrays will not do: they tell the path and not what was written there.
+    """
+    digest = hashlib.blake2b(f"{sharpest.pixels.shape} {sharpest.pixels.dtype}".encode(), digest_size=20)
+    if not sharpest.lazy:
+        for start in range(0, sharpest.pixels.shape[0], 1024):
+            digest.update(np.ascontiguousarray(sharpest.pixels[start : start + 1024]))
+        return digest.hexdigest()
+    width, height = sharpest.size
+    places = (np.linspace(0, max(0, n - _PART), _PARTS).astype(int) for n in (height, width))
+    rows, columns = places
+    parts = [sharpest.pixels[y : y + _PART, x : x + _PART] for y in rows for x in columns]
+    for part in compute_all(parts):
+        digest.update(np.ascontiguousarray(part))
+    return digest.hexdigest()

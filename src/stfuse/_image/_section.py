@@ -13,6 +13,7 @@ from stfuse import _read
 from stfuse._check import check_text, did_you_mean
 from stfuse._image._microns import microns_from_spots
 from stfuse._image._pyramid import Pyramid
+from stfuse._log import logger
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,23 @@ def of_section(value: Any, name: str, argument: str) -> Any:
 
 
 def microns(
-    mpp: float | None, image: Pyramid, scale_factors: Mapping[str, Any], places: np.ndarray, spot: float | None
-) -> float | None:
-    """Microns per full-resolution pixel: what the user says, the scale factors, the file, or the spots' spacing."""
+    mpp: float | None,
+    image: Pyramid,
+    scale_factors: Mapping[str, Any],
+    places: np.ndarray,
+    spot: float | None,
+    section: str,
+) -> tuple[float, float] | None:
+    """Microns per full-resolution pixel (x, y): what the user says, the scale factors, the file, or the spots' spacing."""
     if mpp is not None:
-        return float(mpp)
+        return float(mpp), float(mpp)
     written = scale_factors.get("microns_per_pixel")
     if written is not None and np.isfinite(written) and written > 0:
-        return float(written)
-    return image.mpp if image.mpp is not None else microns_from_spots(places, spot)
+        return float(written), float(written)
+    if image.mpp is not None:
+        return image.mpp
+    guessed = microns_from_spots(places, spot)
+    if guessed is None:
+        return None
+    logger.info("section %r: mpp=%.4g, from the spacing of its spots, taken for Visium's 100 µm", section, guessed)
+    return guessed, guessed

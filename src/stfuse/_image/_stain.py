@@ -9,6 +9,7 @@ import numpy as np
 
 from stfuse._check import did_you_mean
 from stfuse._image._files import names_file, open_image
+from stfuse._image._lazy import compute_all
 from stfuse._image._pyramid import Pyramid, pyramid
 from stfuse._image._stain_macenko import REFERENCE as MACENKO_REFERENCE
 from stfuse._image._stain_macenko import MacenkoFit, fit_macenko, macenko_transform
@@ -121,7 +122,7 @@ def fit_image(image: Pyramid, method: str) -> Any:
     mask = tissue_of(small, step).mask
     clear = small[~mask & (density(small) < _DARK)]
     white = np.median(clear, axis=0) if len(clear) >= _LEAST_GLASS * mask.size else _WHITE
-    name = image.name[:1].upper() + image.name[1:]
+    name = f"The{image.name[3:]}" if image.name.startswith("the ") else image.name
     if not mask.any():
         raise ValueError(f"{name} shows no tissue, so no staining can be fitted to it.")
     sharpest = step == image.levels[0].downsample
@@ -143,9 +144,7 @@ def _sharp_pixels(image: Pyramid, mask: np.ndarray, step: tuple[float, float]) -
         x = np.minimum(((np.arange(left, left + wide) + 0.5) * ratio[0]).astype(np.int64), mask.shape[1] - 1)
         masks.append(mask[np.ix_(y, x)])
     if level.lazy:
-        from dask.base import compute
-
-        parts = compute(*parts, scheduler="threads")  # together, so that a chunk is read once
+        parts = compute_all(parts)
     return np.concatenate([image.color.to_rgb(np.asarray(p))[m] for p, m in zip(parts, masks, strict=True)])
 
 

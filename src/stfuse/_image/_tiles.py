@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -63,17 +62,3 @@ def assign(places: np.ndarray, grid: np.ndarray, side: float) -> tuple[np.ndarra
 
 def _index(places: np.ndarray, side: float) -> np.ndarray:
     return np.floor(places / side).astype(np.int64)
-
-
-def inside_polygons(places: np.ndarray, polygons: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Pair n x 2 places with the polygons that hold them; of two squares that touch, the border belongs to the next."""
-    import shapely
-
-    known = np.flatnonzero(np.isfinite(places).all(axis=1))
-    points = shapely.points(places[known])
-    which, polygon = shapely.STRtree(polygons).query(points, predicate="intersects")
-    bounds = shapely.bounds(polygons)[polygon]
-    before_end = (places[known[which]] < bounds[:, 2:]).all(axis=1)
-    which, polygon = which[before_end], polygon[before_end]
-    order = np.lexsort((polygon, which))
-    return known[which[order]], polygon[order]

@@ -38,7 +38,9 @@ class Columns:
 def describe(tiles: AnnData, obsm_keys: Sequence[str] | None) -> tuple[Columns, list[str]]:
     """Choose what is written; also name the entries of ``obsm`` that are no numbers and stay behind."""
     values: Any = tiles.X
-    columns, taken = Columns(None if values is None else str(values.dtype)), set(_OWN)
+    # sparse matrices hold no half precision
+    kind = None if values is None else np.dtype(np.float32) if values.dtype == np.float16 else values.dtype
+    columns, taken = Columns(None if kind is None else str(kind)), set(_OWN)
     for name in tiles.obs.columns:
         column = _free(str(name), "obs", taken)
         columns.obs.append({"name": str(name), "column": column, **_type_of(tiles.obs[name])})
@@ -56,10 +58,22 @@ def describe(tiles: AnnData, obsm_keys: Sequence[str] | None) -> tuple[Columns, 
         if array is None:
             left.append(key)
             continue
-        entry = {"key": key, "column": _free(key, "obsm", taken), "dtype": str(array.dtype), "shape": array.shape[1:]}
-        names = held.columns if isinstance(held, pd.DataFrame) else None
-        columns.obsm.append(entry | {"names": None if names is None else [str(name) for name in names]})
+        entry: dict[str, Any] = {
+            "key": key,
+            "column": _free(key, "obsm", taken),
+            "dtype": str(array.dtype),
+            "shape": array.shape[1:],
+        }
+        framed = isinstance(held, pd.DataFrame)
+        entry["names"] = _plain_names(held.columns) if framed else None
+        entry["dtypes"] = [str(kind) for kind in held.dtypes] if framed else None
+        columns.obsm.append(entry)
     return columns, left
+
+
+def _plain_names(names: pd.Index) -> list[Any]:
+    """Keep names that are whole numbers; JSON knows nothing else but text."""
+    return names.tolist() if pd.api.types.is_integer_dtype(names.dtype) else [str(name) for name in names]
 
 
 def _free(name: str, slot: str, taken: set[str]) -> str:
@@ -83,7 +97,10 @@ def _type_of(column: pd.Series) -> dict[str, Any]:
 
 def _numbers(values: Any) -> np.ndarray | None:
     if isinstance(values, pd.DataFrame):
-        values = values.to_numpy()
+        kinds = list(values.dtypes)
+        # a list holds numbers of one type, and booleans beside numbers would make it objects
+        plain = kinds and all(isinstance(kind, np.dtype) and kind.kind in "iufb" for kind in kinds)
+        values = values.to_numpy(dtype=np.result_type(*kinds) if plain else None)
     if not isinstance(values, np.ndarray) or values.ndim < 2 or values.dtype.kind not in "iufb":
         return None
     return values
@@ -141,9 +158,16 @@ def from_arrow(table: pa.Table, columns: Columns, var: pd.DataFrame) -> AnnData:
     for entry in columns.obsm:
         values = table[entry["column"]].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         array = values.astype(entry["dtype"]).reshape(len(obs), *entry["shape"])
-        framed = entry["names"] is not None
-        tiles.obsm[entry["key"]] = pd.DataFrame(array, index=names, columns=entry["names"]) if framed else array
+        tiles.obsm[entry["key"]] = array if entry["names"] is None else _frame(array, names, entry)
     return tiles
+
+
+def _frame(array: np.ndarray, index: pd.Index, entry: dict[str, Any]) -> pd.DataFrame:
+    columns = [
+        pd.Series(column, index=index).astype(kind) for column, kind in zip(array.T, entry["dtypes"], strict=True)
+    ]
+    frame = pd.concat(columns, axis=1) if columns else pd.DataFrame(index=index)
+    return frame.set_axis(pd.Index(entry["names"]), axis=1) if columns else frame
 
 
 def _borders(lists: Any) -> np.ndarray:
@@ -153,9 +177,12 @@ def _borders(lists: Any) -> np.ndarray:
 
 def _restore(column: pa.ChunkedArray, entry: dict[str, Any]) -> pd.Series:
     if entry["dtype"] != "category":
-        return column.to_pandas().astype(entry["dtype"])
+        kind: Any = pd.api.types.pandas_dtype(entry["dtype"])
+        if pd.api.types.is_integer_dtype(kind) and column.null_count:  # pandas would go through float64
+            return pd.Series(kind.__from_arrow__(column))
+        return column.to_pandas().astype(kind)
     categories = pd.Index(entry["categories"], dtype=entry["of"])
-    values = column.to_pandas().astype(object)
+    values = column.to_pandas(integer_object_nulls=True).astype(object)
     codes = np.where(values.isna(), -1, categories.get_indexer(values))
     if ((codes < 0) & values.notna()).any():
         raise ValueError(f"The column {entry['column']!r} holds values that are none of its categories.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +17,10 @@ from stfuse.datasets._tile_columns import IMAGE, Columns
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DESCRIPTION, GENE_TABLE = "stfuse.json", "genes.parquet"
+DESCRIPTION, GENE_TABLE, CARD = "stfuse.json", "genes.parquet", "README.md"
+_SIGN = f"described in `{DESCRIPTION}`"  # by which our card is told
 VERSION = 1
+_PART = re.compile(r".-\d{5}-of-\d{5}\.parquet$")
 _GROUP = 100  # rows that are written at once; readers hold so many images
 
 
@@ -152,10 +155,23 @@ def read_description(folder: Path) -> tuple[int, int | None, Columns]:
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """Find the files with tiles."""
+    """Find the files with tiles; in a folder of ours those of ours."""
     if path.is_file():
         return [path]
+    if (path / DESCRIPTION).is_file():
+        return own_parts(path)
     return [file for file in sorted(path.rglob("*.parquet")) if file.name != GENE_TABLE]
+
+
+def own_parts(folder: Path) -> list[Path]:
+    """Find the files with tiles that we have written, by their names."""
+    found = [*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]
+    return sorted(file for file in found if _PART.search(file.name))
+
+
+def is_card(path: Path) -> bool:
+    """Tell a card that we have written."""
+    return path.is_file() and _SIGN in path.read_text(encoding="utf-8", errors="replace")
 
 
 def read_parts(files: list[Path], columns: list[str]) -> pa.Table:
@@ -224,16 +240,16 @@ def write_card(folder: Path, schema: pa.Schema, parts: dict[str, int], license: 
     }
     counts = "\n".join(f"- `{part}`: {n} tiles" for part, n in parts.items())
     image = "- `image`: the tissue below the tile (PNG)\n" if IMAGE in schema.names else ""
-    (folder / "README.md").write_text(
+    (folder / CARD).write_text(
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n# {title}\n\n"
         "Square tiles of tissue, each with the expression of the cells inside.\n\n"
         f"{counts}\n\n{image}"
         f"- `gene_indices`, `gene_counts`: the genes that were found in a tile, as rows of `{GENE_TABLE}` ({n_genes} genes), "
         "and their counts\n"
         "- `tile`: name of the tile; `index`: its place in the table that was exported\n"
-        "- the other columns: what is known of a tile (`obs`) and numbers of it (`obsm`, as lists), described in "
-        f"`{DESCRIPTION}`\n\n"
+        f"- the other columns: what is known of a tile (`obs`) and numbers of it (`obsm`, as lists), {_SIGN}\n\n"
         "```python\nimport datasets, stfuse\n\n"
         'datasets.load_dataset("this folder")\n'
-        'tiles = stfuse.datasets.read_tiles("this folder", images=True)  # AnnData\n```\n'
+        'tiles = stfuse.datasets.read_tiles("this folder", images=True)  # AnnData\n```\n',
+        encoding="utf-8",
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from stfuse._image._bands import Group, read_crops
+from stfuse._image._color import ColorFormat, check_shape, color_format
 from stfuse._image._crops import first_pixels
 from stfuse._image._section import Section
 
@@ -36,11 +38,24 @@ def cut(sections: Sequence[Section], rows: np.ndarray, pixels: int) -> Iterator[
         yield part, [None] * len(part)
 
 
-def stored(images: np.ndarray, rows: np.ndarray, pixels: int) -> Iterator[Images]:
+class Stored(NamedTuple):
+    """Images that are there already, and how their values become colours."""
+
+    pixels: np.ndarray  # n x h x w x channels
+    form: ColorFormat
+
+
+def as_stored(images: np.ndarray, name: str) -> Stored:
+    """Read images that are there already; all of them together tell of what depth they are."""
+    check_shape(images.shape[1:], f"{name} of a tile")
+    return Stored(images, color_format(images.reshape(-1, *images.shape[2:]), name))
+
+
+def stored(images: Stored, rows: np.ndarray, pixels: int) -> Iterator[Images]:
     """Take images that are there already."""
     for start in range(0, len(rows), _AT_ONCE):
         part = rows[start : start + _AT_ONCE]
-        yield part, [to_png(image, pixels) for image in images[part]]
+        yield part, [to_png(images.form.to_rgb(image), pixels) for image in images.pixels[part]]
 
 
 def _side(section: Section) -> np.ndarray:

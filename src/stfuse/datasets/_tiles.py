@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -43,7 +42,8 @@ from stfuse.datasets._tile_folder import (
     write_genes,
 )
 from stfuse.datasets._tile_foreign import read_foreign
-from stfuse.datasets._tile_images import Images, cut, read_images, stored
+from stfuse.datasets._tile_images import Images, Stored, as_stored, cut, read_images, stored
+from stfuse.datasets._tile_place import check_folder, fresh
 from stfuse.pp._tile_elements import is_tile_table
 from stfuse.pp._tile_table import read_matrix
 
@@ -114,7 +114,8 @@ def export_tiles(
     tiles_per_file
         Number of tiles in one file.
     overwrite
-        Whether to replace a data set that this function wrote to the same folder.
+        Whether to replace a data set that this function wrote to the same folder: its Parquet files (`*-of-*.parquet` there
+        and in `data`, `genes.parquet`), `stfuse.json` and the card. Other files there (`.git`, notes) stay.
     progress
         Whether to show a progress bar. None = where a person looks on and it takes more than 2 seconds.
 
@@ -164,8 +165,7 @@ def export_tiles(
     check_seed(seed)
     if format not in ("huggingface", "parquet"):
         raise ValueError(f"format must be 'huggingface' or 'parquet', got {format!r}.")
-    folder = Path(path).expanduser()
-    _check_folder(folder, overwrite)
+    folder = check_folder(path, overwrite, format == "huggingface")
     choice = Choice(image, library_key, spatial_key, table_key, None, coordinate_system, None)
     tiles, choice = _tile_table(data, choice)
     split = read_split(tiles, split_key, patient_key, fractions, seed)
@@ -178,20 +178,10 @@ def export_tiles(
         warn(f"Entries of obsm that are no arrays of numbers are not written: {', '.join(left)}.")
 
     form = _Form(format == "huggingface", tile_px, tiles_per_file, license, title)
-    partial = folder.with_name(folder.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    try:
-        partial.mkdir(parents=True)
-        missing = _write(partial, tiles, columns, split, source, form, progress)
-        write_genes(partial, tiles.var)
-        write_description(partial, tiles.n_obs, columns, tile_px if images else None)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
+    with fresh(folder) as new:
+        missing = _write(new, tiles, columns, split, source, form, progress)
+        write_genes(new, tiles.var)
+        write_description(new, tiles.n_obs, columns, tile_px if images else None)
     if missing:
         warn(f"{missing} of {tiles.n_obs} tiles have no image: they are written without.")
 
@@ -204,17 +194,6 @@ class _Form(NamedTuple):
     tiles_per_file: int
     license: str
     title: str
-
-
-def _check_folder(folder: Path, overwrite: bool) -> None:
-    if folder.is_file():
-        raise FileExistsError(f"{str(folder)!r} is a file; a tile data set is a folder.")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / DESCRIPTION).is_file():
-        raise FileExistsError(f"{str(folder)!r} holds other files: choose an empty or a new folder.")
-    if not overwrite:
-        raise FileExistsError(f"{str(folder)!r} holds a tile data set already: replace it with overwrite=True.")
 
 
 def _tile_table(data: Any, choice: Choice) -> tuple[AnnData, Choice]:
@@ -237,9 +216,9 @@ def _tile_table(data: Any, choice: Choice) -> tuple[AnnData, Choice]:
     return tiles, choice
 
 
-def _images(data: Any, tiles: AnnData, choice: Choice) -> list[Section] | np.ndarray:
+def _images(data: Any, tiles: AnnData, choice: Choice) -> list[Section] | Stored:
     if IMAGES_KEY in tiles.obsm and choice.image is None:
-        return np.asarray(tiles.obsm[IMAGES_KEY])
+        return as_stored(np.asarray(tiles.obsm[IMAGES_KEY]), f"obsm[{IMAGES_KEY!r}]")
     return find_sections(data, choice)
 
 
@@ -248,7 +227,7 @@ def _write(
     tiles: AnnData,
     columns: Columns,
     split: pd.Categorical,
-    source: list[Section] | np.ndarray | None,
+    source: list[Section] | Stored | None,
     form: _Form,
     progress: bool | None,
 ) -> int:
@@ -283,11 +262,11 @@ def _write(
     return missing
 
 
-def _batches(source: list[Section] | np.ndarray | None, rows: np.ndarray, pixels: int) -> Iterator[Images]:
+def _batches(source: list[Section] | Stored | None, rows: np.ndarray, pixels: int) -> Iterator[Images]:
     if source is None:
         for start in range(0, len(rows), 1024):
             yield rows[start : start + 1024], []
-    elif isinstance(source, np.ndarray):
+    elif isinstance(source, Stored):
         yield from stored(source, rows, pixels)
     else:
         yield from cut(source, rows, pixels)

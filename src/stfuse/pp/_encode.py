@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 
 from stfuse._image._bands import in_background, read_crops
+from stfuse._image._lazy import holder
 from stfuse._image._plan import Part
 from stfuse._image._pyramid import Pyramid
 from stfuse.pp._encoders import check_features, get_encoder
 
 _PIXELS = 1_000_000  # of crops encoded at once: small enough for the processor's cache, large enough for speed
+# of a network: layers of more than 32 MB are given back to the system after each call and fetched again, page by page,
+# which takes twice as long as the arithmetic; eight crops of 224 pixels stay below
+_NETWORK_PIXELS = 8 * 224**2
 _TASKS = 4  # per worker of a cluster, so that none waits long for the last
 
 
@@ -26,6 +30,7 @@ class EncoderCall:
     checkpoint: Any = None
     allow_pickle: bool = False
     device: str = "auto"
+    token: str | None = None  # of the encoder that was made here
 
     def make(self) -> Any:
         """Find or build the encoder."""
@@ -69,8 +74,10 @@ def encode(works: Sequence[Work], encoder: Any, call: EncoderCall) -> Iterator[E
     """Encode all crops, on a dask cluster when one is connected."""
     client = connected_client()
     if client is not None:
-        yield from _on_cluster(client, works, call)
-        return
+        # pixels that the cluster holds already can't be sent to it once more
+        there = [work for work in works if not any(holder(level.pixels) for level in work.image.levels)]
+        yield from _on_cluster(client, there, call, encoder)
+        works = [work for work in works if not any(work is other for other in there)]
     for work in works:
         yield from encode_here(work, encoder)
 
@@ -87,8 +94,11 @@ def encode_here(work: Work, encoder: Any) -> Iterator[Encoded]:
 
 
 def _batch_size(encoder: Any, size: tuple[int, int]) -> int:
-    """As many as the encoder likes, or as have a million pixels together."""
-    return getattr(encoder, "batch_size", None) or max(1, _PIXELS // (size[0] * size[1]))
+    """As many as the encoder likes, or as have so many pixels together as it works on fastest."""
+    if encoder.input_size is None:
+        return getattr(encoder, "batch_size", None) or max(1, _PIXELS // (size[0] * size[1]))
+    side = encoder.input_size
+    return getattr(encoder, "batch_size", None) or max(1, _NETWORK_PIXELS // max(side * side, size[0] * size[1]))
 
 
 def connected_client() -> Any:
@@ -97,13 +107,19 @@ def connected_client() -> Any:
     if distributed is None:
         return None
     try:
-        return distributed.default_client()
+        client = distributed.default_client()
     except ValueError:
         return None
+    return None if client.asynchronous else client
 
 
-def _on_cluster(client: Any, works: Sequence[Work], call: EncoderCall) -> Iterator[Encoded]:
+def _on_cluster(client: Any, works: Sequence[Work], call: EncoderCall, encoder: Any) -> Iterator[Encoded]:
     from distributed import as_completed
+
+    if not works:
+        return
+    _check_sendable(call, encoder)
+    call = replace(call, token=encoder.token)
 
     n_workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
     shared_call = client.scatter(call, hash=False)
@@ -135,15 +151,31 @@ def _task(
     return [(np.concatenate(slots), np.concatenate(features))]
 
 
-_ON_WORKER: dict[Any, Any] = {}
+def _check_sendable(call: EncoderCall, encoder: Any) -> None:
+    from distributed.protocol.serialize import serialize
+
+    # what can't be pickled comes back as a serialised error, not as one that is raised
+    if not isinstance(call.encoder, str) and serialize(call.encoder)[0].get("serializer") == "error":
+        raise TypeError(
+            f"Encoder {encoder.name!r} can't be sent to the workers of the dask cluster, as it can't be pickled: close the "
+            "client to compute features in this process, or make it from things that can be pickled."
+        )
+
+
+_ON_WORKER: dict[str, Any] = {}
 
 
 def _made(call: EncoderCall) -> Any:
     """Keep the last encoder of a worker: loading its weights takes longer than a piece of work."""
-    if not isinstance(call.encoder, str):
+    if call.token is None:
         return call.make()
-    key = (call.encoder, str(call.checkpoint), call.device)
-    if key not in _ON_WORKER:
+    if call.token not in _ON_WORKER:
+        made = call.make()
+        if made.token != call.token:
+            raise RuntimeError(
+                f"A worker has another encoder {made.name!r} than this process (other weights under the same name, or other "
+                f"versions or devices): {made.token} instead of {call.token}."
+            )
         _ON_WORKER.clear()
-        _ON_WORKER[key] = call.make()
-    return _ON_WORKER[key]
+        _ON_WORKER[call.token] = made
+    return _ON_WORKER[call.token]

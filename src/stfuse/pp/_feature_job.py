@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +41,7 @@ class Request:
     stain_target: Any = None
     batch_size: int | None = None
     store: Any = None
+    overwrite: bool = False
     progress: bool | None = None
 
     @property
@@ -53,6 +53,11 @@ class Request:
     def is_grid(self) -> bool:
         """Whether there are several vectors for an observation."""
         return not (np.ndim(self.grid) == 0 and self.grid == 1)
+
+    @property
+    def restricted(self) -> bool:
+        """Whether some sections alone are asked for, so that others keep what they have."""
+        return self.choice.shapes is not None or isinstance(self.choice.image, Mapping)
 
     @property
     def key(self) -> str:
@@ -89,9 +94,10 @@ class Plan:
     sections: list[Section]
     sides: dict[str, tuple[float, float]]
     parts: dict[str, list[Part]]
-    works: list[Work]
+    works: dict[str, Work]
     n_obs: int
     record: dict[str, Any]
+    tokens: dict[str, str]  # by section; empty where the encoder can't be known again
 
 
 def make_plan(data: Any, n_obs: int, request: Request, encoder: Any) -> Plan:
@@ -110,31 +116,40 @@ def make_plan(data: Any, n_obs: int, request: Request, encoder: Any) -> Plan:
     record: dict[str, Any] = {"encoder": encoder.name, **{k: v for k, v in encoder.record.items() if k != "encoder"}}
     if request.stain is not None:
         stains, record["stain"] = section_transforms(sections, request.stain, request.stain_target)
-    works = [
-        Work(s.image, tuple(parts[s.name]), stains.get(s.name), request.batch_size) for s in sections if len(s.rows)
-    ]
+    works = {s.name: Work(s.image, tuple(parts[s.name]), stains.get(s.name), request.batch_size) for s in sections}
     record |= _describe(sections, sides, parts, request)
     if encoder.feature_names is not None:
         record["feature_names"] = np.asarray(encoder.feature_names, dtype=object)
-    token = _token(sections, parts, record.get("stain"), encoder.token, n_obs)
-    if token is not None:
-        record["token"] = token
-    return Plan(sections, sides, parts, works, n_obs, record)
+    tokens = (
+        {}
+        if encoder.token is None
+        else {s.name: _token(s, parts[s.name], record, encoder.token, n_obs) for s in sections}
+    )
+    if tokens:
+        record["token"] = tokens
+    return Plan(sections, sides, parts, works, n_obs, record, tokens)
 
 
-def run_plan(plan: Plan, request: Request, encoder: Any) -> np.ndarray:
-    """Encode the crops of a plan: n x d, or n x cells x d; rows without image are NaN."""
+def run_plan(
+    plan: Plan, request: Request, encoder: Any, earlier: np.ndarray | None = None, kept: Collection[str] = ()
+) -> np.ndarray:
+    """Encode the crops of a plan: n x d, or n x cells x d; rows without image are NaN.
+
+    ``earlier`` are features of which those of the ``kept`` sections, and of observations that the plan leaves alone, stay.
+    """
     n_cells = sum(g * g for g in request.cells)
     total = plan.n_obs * n_cells
-    store = FeatureStore(request.store, plan.record.get("token"), encoder.name)
-    features: np.ndarray | None = None
+    works = [work for name, work in plan.works.items() if name not in kept]
+    features = None if earlier is None else earlier.reshape(total, -1).astype(np.float32)
+    store = FeatureStore(request.store, " ".join(plan.tokens.values()), encoder.name, fresh=request.overwrite)
     done = np.zeros(total, dtype=bool)
     for slots, found in store.read():
-        features = _put(features, slots, found, total, encoder.name)
-        done[slots] = True
-    works = [work.without(done) for work in plan.works]
+        if slots.max(initial=0) < total:
+            features = _put(features, slots, found, total, encoder.name)
+            done[slots] = True
     if done.any():
-        logger.info("%d of %d crops are in %s already", int(done.sum()), sum(map(len, plan.works)), request.store)
+        logger.info("%d of %d crops are in %s already", int(done.sum()), sum(map(len, works)), request.store)
+        works = [work.without(done) for work in works]
     with counting(sum(map(len, works)), desc="image features", show=request.progress) as advance, store:
         for slots, found in encode([work for work in works if len(work)], encoder, request.call):
             features = _put(features, slots, found, total, encoder.name)
@@ -145,12 +160,13 @@ def run_plan(plan: Plan, request: Request, encoder: Any) -> np.ndarray:
     return features.reshape(plan.n_obs, n_cells, -1) if request.is_grid else features
 
 
-def warn_of(plan: Plan, encoder: Any) -> None:
+def warn_of(plan: Plan, encoder: Any, *, restricted: bool = False) -> None:
     """Warn of observations without image, of crops that were too small, and of coordinates that miss the tissue."""
     on_image = sum(int(section.inside.sum()) for section in plan.sections)
-    if on_image < plan.n_obs:
+    asked = sum(len(section.rows) for section in plan.sections) if restricted else plan.n_obs
+    if on_image < asked:
         warn(
-            f"{plan.n_obs - on_image} of {plan.n_obs} observations have no image (their centre lies outside of it, or "
+            f"{asked - on_image} of {asked} observations have no image (their centre lies outside of it or is not known, or "
             "their section has none): their features are NaN."
         )
     small = [name for name, parts in plan.parts.items() if any(part.enlarged for part in parts)]
@@ -229,29 +245,33 @@ def _describe(
     scale = next(
         (side[0] / s.spot / s.unit[0] for s, side in zip(sections, sides.values(), strict=True) if s.spot), None
     )
+    seen = {}  # what crops show, which is more than was asked for where they had to be enlarged
+    for s in sections:
+        part = parts[s.name][0]
+        least = part.group.size[0] * request.cells[0] * s.image.levels[part.level].downsample[0]
+        seen[s.name] = round(max(sides[s.name][0], least) if part.enlarged else sides[s.name][0], 6)
     return {
-        "crop_um": {s.name: sides[s.name][0] * s.mpp[0] for s in sections if s.mpp is not None},
+        "crop_um": {s.name: round(seen[s.name] * s.mpp[0], 6) for s in sections if s.mpp is not None},
+        "crop_px": seen,
         "crop_scale": round(scale, 6) if default and scale is not None else None,
         "crop_pixels": {name: part[0].group.size[0] for name, part in parts.items()},
+        "mpp": {s.name: round(s.mpp[0], 6) for s in sections if s.mpp is not None},
         "level": {name: [part.level for part in all_] for name, all_ in parts.items()},
         "image": {s.name: s.image.kind for s in sections},
         "grid": request.cells,
     }
 
 
-def _token(
-    sections: list[Section], parts: dict[str, list[Part]], stain: Any, encoder: str | None, n_obs: int
-) -> str | None:
-    """Digest of all that decides the features; None where the encoder can't be known again."""
-    if encoder is None:
-        return None
-    digest = hashlib.sha256(f"{encoder} {n_obs} {json.dumps(stain, sort_keys=True, default=str)}".encode())
-    for section in sections:
-        digest.update(f"{section.name} {section.image.token} {section.image.color}".encode())
-        for part in parts[section.name]:
-            digest.update(f"{part.level} {part.group.size}".encode())
-            digest.update(np.ascontiguousarray(part.group.first).tobytes())
-            digest.update(np.ascontiguousarray(part.slots).tobytes())
+def _token(section: Section, parts: list[Part], record: Mapping[str, Any], encoder: str, n_obs: int) -> str:
+    """Digest of all that decides the features of a section."""
+    stain = record.get("stain", {})
+    fits = [stain.get("target_fit"), stain.get("fits", {}).get(section.name)]
+    start = f"{encoder} {n_obs} {section.name} {section.image.token} {section.image.color} {fits}"
+    digest = hashlib.sha256(start.encode())
+    for part in parts:
+        digest.update(f"{part.level} {part.group.size}".encode())
+        digest.update(np.ascontiguousarray(part.group.first).tobytes())
+        digest.update(np.ascontiguousarray(part.slots).tobytes())
     return digest.hexdigest()
 
 

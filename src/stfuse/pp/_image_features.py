@@ -14,7 +14,7 @@ from stfuse._check import check_flag, check_target
 from stfuse._image._crop_size import CropSize
 from stfuse._image._elements import annotating_table, table_name
 from stfuse._image._section import Choice
-from stfuse._log import logger
+from stfuse.pp._earlier import earlier_features
 from stfuse.pp._encode import EncoderCall
 from stfuse.pp._feature_job import Request, make_plan, run_plan, warn_of
 
@@ -89,7 +89,8 @@ def image_features(
         of the image element, or names by annotated element. None = hires, else lowres; the image that shares a
         coordinate system with the observations.
     shapes
-        SpatialData: which annotated element (spots, cells, tiles or labels). None = all that the table annotates.
+        SpatialData: which annotated element (spots, cells, tiles or labels); observations of others keep the features of
+        this encoder that they have. None = all that the table annotates.
     table_key
         SpatialData: which table.
     library_key
@@ -102,8 +103,8 @@ def image_features(
         SpatialData: the one in which observations and image are brought together. None = one that they share.
     mpp
         Microns per full-resolution pixel, for all sections or by section. None = as the scale factors
-        (`microns_per_pixel`), the file, or a coordinate system called "microns" say, or from the spacing of the
-        spots of a Visium (100 µm) or Spatial Transcriptomics (200 µm) array.
+        (`microns_per_pixel`), the file, or a coordinate system called "microns" say, or from the 100 µm between
+        the spots of Visium, told by their hexagonal lattice.
     scale
         Level of a pyramid: `"auto"` = the one on which a crop has most nearly the size that the encoder takes,
         `"full"` = the sharpest, or its number.
@@ -129,10 +130,12 @@ def image_features(
         Key of the result in `obsm` and of its record in `uns`. None = `"X_image"`, or `"X_image_grid"` with a `grid`. An
         earlier result under this name is replaced; what else there is under a name of your own is not.
     overwrite
-        Whether to compute features again that are there already, of the same encoder, image, places and sizes.
+        Whether to compute features again that are there already, section by section, of the same encoder, image, places
+        and sizes. Those of your own modules and functions always are. Of images that are read piece by piece a regular set of
+        pixels is compared, of files their date.
     store
-        Folder in which finished features are kept twice a minute. The same call after an interruption, in this or
-        another process, goes on from there. Delete it when the result is saved.
+        Folder in which finished features of a named encoder are kept twice a minute. The same call after an
+        interruption, in this or another process, goes on from there. Delete it when the result is saved.
     progress
         Whether to show a progress bar. None = where a person looks on and it takes more than 2 seconds.
     copy
@@ -144,9 +147,10 @@ def image_features(
 
     - `obsm[key_added]`: n x d, float32; with a `grid` n x cells x d. A row of NaN = no image there: the centre lies
       outside of the image, the coordinates are missing, or the section has no image
-    - `uns[key_added]`: encoder and where its weights come from; per section the side of the crops in microns and in
-      pixels of the level, the level and the image that were used; the stain fits; and the names of the features where
-      the encoder tells them
+    - `uns[key_added]`: encoder and where its weights come from; per section the side of the crops in microns
+      (`crop_um`), in full-resolution pixels (`crop_px`) and in pixels of the level (`crop_pixels`), microns per
+      full-resolution pixel (`mpp`), the level and the image that were used; the stain fits; and the names of the features
+      where the encoder tells them
 
     Raises
     ------
@@ -208,6 +212,7 @@ def image_features(
         stain_target=stain_target,
         batch_size=batch_size,
         store=store,
+        overwrite=overwrite,
         progress=progress,
     )
     request.check()
@@ -215,10 +220,11 @@ def image_features(
     key = request.key if key_added is None else key_added
     inputs = {"spatial_key": spatial_key if isinstance(spatial_key, str) else None}
     check_target(table, "key_added", key, slots=("obsm", "uns"), mark="crop_pixels", inputs=inputs, default=request.key)
-    found = _compute(data, table, request, None if overwrite else key)
+    if copy:
+        _record.check_copy(data)
+    features, record = _compute(data, table, request, key)
     target: Any = _record.copy_of(data, table_key) if copy else data
-    if found is not None:
-        _record.write(target, obsm={key: found[0]}, uns={key: found[1]}, table_key=table_key)
+    _record.write(target, obsm={key: features}, uns={key: record}, table_key=table_key)
     return target if copy else None
 
 
@@ -242,17 +248,12 @@ def _table(data: Any, choice: Choice) -> tuple[AnnData, str | None]:
     return table, table_name(data, table)
 
 
-def _compute(data: Any, table: AnnData, request: Request, key: str | None) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """Compute features and record; None where those under ``key`` are of the very same work."""
+def _compute(data: Any, table: AnnData, request: Request, key: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Compute features and their record, as far as they are not there under ``key``."""
     encoder = request.call.make()
     plan = make_plan(data, table.n_obs, request, encoder)
-    warn_of(plan, encoder)
-    if key is not None and _is_done(table, key, plan.record.get("token")):
-        logger.info("obsm[%r] has these features already; overwrite=True computes them again", key)
-        return None
-    return run_plan(plan, request, encoder), plan.record
-
-
-def _is_done(table: AnnData, key: str, token: str | None) -> bool:
-    record = table.uns.get(key)
-    return token is not None and key in table.obsm and isinstance(record, Mapping) and record.get("token") == token
+    warn_of(plan, encoder, restricted=request.choice.shapes is not None)
+    earlier, kept, record = earlier_features(table, key, plan, request)
+    if earlier is not None and kept.issuperset(plan.works):
+        return earlier, record
+    return run_plan(plan, request, encoder, earlier, kept), record

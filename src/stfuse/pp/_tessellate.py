@@ -71,7 +71,9 @@ def tessellate(
         tiles without genes.
     image
         AnnData: key of an image in `uns["spatial"][section]["images"]`, path of an image file of full resolution, an array,
-        or one of them for each section (a dict). SpatialData: name of the image. None = the one that is there.
+        or one of them for each section (a dict). Files and arrays are not kept with the tiles: give them again to
+        `pp.image_features` and `datasets.export_tiles`. SpatialData: name of the image, needed where several lie under the
+        cells or on a bare slide, for example before and after `pp.normalize_stain`. None = the one that is there.
     tile_um
         Side of a tile in microns. None = 112, which are 224 pixels of half a micron, unless `tile_px` is given.
     tile_px
@@ -95,7 +97,7 @@ def tessellate(
     shapes
         SpatialData: tiles that are there already (polygons, for example those of LazySlide or sopa), to use as they are
         instead of a grid; `image`, `tile_um`, `tile_px` and `min_tissue` play no part then. Where they overlap, a cell counts
-        in each.
+        in each; on a border that they share, in the next to the right or below.
     coordinate_system
         SpatialData: where cells, images and tiles meet. None = one that they share.
     mpp
@@ -125,7 +127,8 @@ def tessellate(
     - `uns["spatial"]` of an AnnData: the images of the cells, not copied, with the tile as the size of a spot
     - `obsm["X_image"]` with `shapes`: the features in the table that annotates the tiles; where there are several such
       tables `obsm["X_<model>"]` of each. NaN where a tile has none
-    - `uns[key_added]`: parameters, side and microns per pixel of each section, versions
+    - `uns[key_added]`: parameters, side and microns per pixel of each section, the path or name that was given as its image,
+      versions
 
     The names of tiles are `<section>_<row>_<column>`; existing ones keep theirs. Written into the cells are
     `obs[key_added]` (categorical: the tile of each cell, `"unassigned"` outside of all of them; of overlapping tiles the
@@ -139,14 +142,16 @@ def tessellate(
         If an image, coordinates, a column, a layer, a table or an element is not there.
     ValueError
         If both sizes are given, nothing tells the size of a pixel, a tile is larger than its image, no tile is kept, a name
-        is taken by something else, or a number is out of range.
+        is taken by something else, a number is out of range, no id of a table of features is a tile of `shapes`, or `copy=True`
+        is asked of cells that are backed by a file.
     TypeError
         If an argument is of the wrong type.
 
     Warns
     -----
     UserWarning
-        If a section gets no tile, or cells lie outside of all images.
+        If a section gets no tile, cells lie outside of all images or are no instances of their element, or a table has
+        features of some tiles of `shapes` only.
 
     Notes
     -----
@@ -203,6 +208,8 @@ class _Call:
 
 
 def _of_anndata(cells: AnnData, call: _Call) -> AnnData | tuple[AnnData, AnnData]:
+    if call.copy:
+        _record.check_copy(cells)
     section_key = call.choice.library_key or _read.find_library_key(cells)
     _check_names(cells, call, section_key)
     matrix = read_matrix(cells, call.layer)
@@ -211,7 +218,7 @@ def _of_anndata(cells: AnnData, call: _Call) -> AnnData | tuple[AnnData, AnnData
     _warn_outside(cells, frames)
     rows = {frame.name: frame.rows for frame in frames}
     table = _table(cells, tiles, matrix, call, section_key, rows, {call.key})
-    record = _describe(tiles, call.params)
+    record = _describe(tiles, call)
     spatial = _images(cells, tiles)
     if spatial:
         table.uns["spatial"] = spatial
@@ -245,9 +252,12 @@ def _table(
     return table
 
 
-def _describe(tiles: list[Tiles], params: dict[str, Any]) -> dict[str, Any]:
+def _describe(tiles: list[Tiles], call: _Call) -> dict[str, Any]:
+    image = call.choice.image
+    given = {part.section: image.get(part.section) if isinstance(image, Mapping) else image for part in tiles}
     return {
-        "params": params,
+        "params": call.params,
+        "image": {section: str(held) for section, held in given.items() if isinstance(held, str | Path)},
         MARK: {part.section: float(np.median(part.sides)) for part in tiles},
         "mpp": {part.section: part.mpp for part in tiles if part.mpp is not None},
         "n_tiles": {part.section: len(part.names) for part in tiles},
@@ -266,8 +276,13 @@ def _images(cells: AnnData, tiles: list[Tiles]) -> dict[str, Any]:
             factors = {**(entry.get("scalefactors") or {}), "spot_diameter_fullres": float(part.sides[0])}
             if part.mpp is not None:
                 factors["microns_per_pixel"] = part.mpp
-            found[part.section] = {**entry, "scalefactors": factors}
+            found[part.section] = {**_own(entry), "scalefactors": factors}
     return found
+
+
+def _own(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy dictionaries within dictionaries, but no arrays: what is added to one object must not show up in another."""
+    return {key: _own(value) if isinstance(value, Mapping) else value for key, value in entry.items()}
 
 
 def _warn_outside(cells: AnnData, frames: Any) -> None:
@@ -296,7 +311,7 @@ def _of_spatialdata(sdata: SpatialData, call: _Call) -> SpatialData | None:
     if call.shapes is not None:
         for name, values in image_features_of(sdata, call.shapes, cells_name).items():
             table.obsm[name] = values
-    record = _describe(laid.tiles, call.params)
+    record = _describe(laid.tiles, call)
     _record.write(table, uns={call.key: record})
     table = annotate(table, laid.names, [len(part.names) for part in laid.tiles], laid.instances)
 

@@ -14,19 +14,18 @@ from stfuse import _keys, _read
 from stfuse._check import did_you_mean
 from stfuse._image._elements import (
     MICRON_SYSTEMS,
-    affine,
     annotation,
     element_image,
     element_pyramid,
     microns_of,
-    places_of,
-    regions_of,
     sections_of_spatialdata,
-    systems_of,
 )
 from stfuse._image._section import Choice, of_section
-from stfuse._image._tiles import Tiles, inside_polygons
+from stfuse._image._tiles import Tiles
+from stfuse._log import warn
+from stfuse._places import affine, places_of, regions_of, systems_of
 from stfuse.pp._tile_grid import Frame
+from stfuse.pp._tile_inside import inside_polygons
 from stfuse.pp._tile_reach import reaching, squares, to_frame
 
 if TYPE_CHECKING:
@@ -198,6 +197,9 @@ def _in_tiles(
     element, found = sdata.shapes[shapes], []
     for region, system in regions.items():
         rows, places = _cells_of(sdata, cells, choice, region, system)
+        nowhere = int(np.isnan(places).any(axis=1).sum())
+        if nowhere:
+            warn(f"{nowhere} of {len(rows)} cells of {region!r} have no instance there: they are in no tile.")
         to_own = np.linalg.inv(affine(element, shapes, system))
         which, tile = inside_polygons(places @ to_own[:2, :2].T + to_own[:2, 2], element.geometry.to_numpy())
         found.append((rows[which], tile))
@@ -217,13 +219,39 @@ def image_features_of(sdata: SpatialData, shapes: str, cells: str | None) -> dic
         key = attrs["instance_key"]
         ids = pd.Index(element[key]) if key in element.columns else element.index
         features = _read.as_matrix(table.X, f"tables[{name!r}].X").astype(np.float32)
-        rows = pd.Index(table.obs[key].iloc[mine]).get_indexer(ids)
+        rows = _rows_of(ids, pd.Index(table.obs[key].iloc[mine]), name, shapes)
         values = np.full((len(element), table.n_vars), np.nan, dtype=np.float32)
         values[rows >= 0] = features[mine[rows[rows >= 0]]]
         found[_model_name(name, table, shapes)] = values
     if len(found) == 1:
         return {_keys.IMAGE: next(iter(found.values()))}
     return {f"X_{model}": values for model, values in found.items()}
+
+
+def _rows_of(ids: pd.Index, there: pd.Index, name: str, shapes: str) -> np.ndarray:
+    """Find the row of features of each tile, -1 where there is none; ids of different types are compared as text."""
+    ids, there = ids.infer_objects(), there.infer_objects()
+    if pd.api.types.is_numeric_dtype(ids.dtype) != pd.api.types.is_numeric_dtype(there.dtype):
+        ids, there = ids.astype(str), there.astype(str)
+    if not there.is_unique:
+        example = there[there.duplicated()][0]
+        raise ValueError(
+            f"tables[{name!r}] has several rows for the tile {str(example)!r} of {shapes!r}: leave one of them."
+        )
+    rows = there.get_indexer(ids)
+    found = int((rows >= 0).sum())
+    if not found:
+        raise ValueError(
+            f"tables[{name!r}] annotates shapes[{shapes!r}], but none of its {len(there)} ids ({_first(there)}) is a tile "
+            f"there ({_first(ids)}): correct the column that names the tiles, or delete the table."
+        )
+    if found < len(rows):
+        warn(f"tables[{name!r}] has features of {found} of the {len(rows)} tiles in {shapes!r}; the others get NaN.")
+    return rows
+
+
+def _first(ids: pd.Index) -> str:
+    return f"such as {str(ids[0])!r}" if len(ids) else "none"
 
 
 def _model_name(name: str, table: AnnData, shapes: str) -> str:

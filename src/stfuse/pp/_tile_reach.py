@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stfuse._image._elements import affine, annotation
+from stfuse._image._elements import annotation
 from stfuse._image._section import Choice
 from stfuse._image._tiles import Tiles
+from stfuse._places import affine
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -82,9 +82,14 @@ def read_labels(cells: AnnData, label_key: str) -> pd.Categorical:
             "categories, text or whole numbers."
         )
     if isinstance(column.dtype, pd.CategoricalDtype):
-        found = pd.Categorical(column)
-        return found.rename_categories([str(c) for c in found.categories])
-    return pd.Categorical(column.where(column.isna(), column.astype(str)))
+        names = [str(c) for c in column.cat.categories]
+        unique = list(dict.fromkeys(names))  # 1 and "1" are one name
+        codes = np.append([unique.index(name) for name in names], -1).astype(np.int64)[column.cat.codes.to_numpy()]
+        return pd.Categorical.from_codes(codes, unique)
+    known = column.notna().to_numpy()
+    text = np.full(len(column), None, dtype=object)
+    text[known] = column[known].astype(str).to_numpy(dtype=object)
+    return pd.Categorical(text)
 
 
 def _add_labels(table: AnnData, cells: AnnData, inside: csr_matrix, label_key: str) -> None:

@@ -62,11 +62,14 @@ def _row_encoder(row: Row, checkpoint: str | Path | None, allow_pickle: bool, de
         if checkpoint is not None:
             raise ValueError("Encoder 'texture' has no weights, hence no checkpoint.")
         return TextureEncoder()
+    import torch
+
     from stfuse.pp._encoders._load import load
     from stfuse.pp._encoders._torch import TorchEncoder, choose_device
 
     choose_device(device)  # before gigabytes are read
-    module, record = load(row, checkpoint, allow_pickle=allow_pickle)
+    with torch.random.fork_rng(devices=[]):  # networks are built with random weights before they are filled
+        module, record = load(row, checkpoint, allow_pickle=allow_pickle)
     return TorchEncoder(
         module,
         name=row.name,
@@ -81,9 +84,12 @@ def _row_encoder(row: Row, checkpoint: str | Path | None, allow_pickle: bool, de
 
 
 def _timm_encoder(name: str, checkpoint: str | Path | None, allow_pickle: bool, device: str) -> Encoder:
+    import torch
+
     from stfuse.pp._encoders import _timm
     from stfuse.pp._encoders._torch import TorchEncoder, choose_device
 
+    name = name.removeprefix("timm/")  # as the hub calls them
     if not _timm.is_name(name):
         names = [row.name for row in ROWS]
         raise ValueError(
@@ -92,7 +98,8 @@ def _timm_encoder(name: str, checkpoint: str | Path | None, allow_pickle: bool, 
             "hub); or pass a torch.nn.Module or a function."
         )
     choose_device(device)
-    network, record = _timm.load_named(name, checkpoint, allow_pickle=allow_pickle)
+    with torch.random.fork_rng(devices=[]):
+        network, record = _timm.load_named(name, checkpoint, allow_pickle=allow_pickle)
     return TorchEncoder(
         network,
         name=name,

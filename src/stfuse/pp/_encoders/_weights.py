@@ -136,9 +136,9 @@ def unavailable(repository: str, error: Exception | None) -> WeightsUnavailableE
         reason = "it is not in the local cache, and the hub can't be reached (or HF_HUB_OFFLINE is set)"
     cause = "" if error is None else f" ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     return WeightsUnavailableError(
-        f"The weights of {repository} could not be fetched: {reason}{cause}. Ask for access at {page} and log in with "
-        "`hf auth login` or the environment variable HF_TOKEN; or download the file of weights elsewhere and pass its "
-        "path: checkpoint=."
+        f"The weights of {repository} could not be fetched: {reason}{cause}. If {page} asks you to accept a licence, ask for "
+        "access there and log in with `hf auth login` or the environment variable HF_TOKEN. Without a network, "
+        "HF_HUB_OFFLINE=1 ends the waiting; download the file of weights elsewhere and pass its path: checkpoint=."
     )
 
 
