@@ -113,7 +113,7 @@ def normalize_stain(
     >>> list(adata.uns["spatial"]["MOB2"]["images"])
     ['hires', 'hires_macenko']
     >>> adata.uns["stain_macenko"]["fits"]["MOB2"]["stains"].round(1).tolist()
-    [[0.7, 0.6, 0.3], [0.5, 0.7, 0.4]]
+    [[0.8, 0.6, 0.3], [0.5, 0.7, 0.4]]
     """
     check_flag("copy", copy)
     check_method(method)
