@@ -146,7 +146,7 @@ class EncoderTime:
     """`image_features` with EfficientNet-Lite0 against the bare network on ready batches (target: at most 1.10)."""
 
     timeout = 1800
-    n_spots = 600
+    n_spots, batch = 600, 8
 
     def setup(self) -> None:
         """A slide with spots, and all its batches ready in memory as the network takes them."""
@@ -162,8 +162,8 @@ class EncoderTime:
         self.encoder = get_encoder("efficientnet-lite0", device="cpu")
         assert pyramid([self.pixels], name="image", kind="array").size == (4000, 4000)
         self.module = self.encoder.module
-        batch = torch.randn(20, 3, CROP, CROP).contiguous(memory_format=torch.channels_last)
-        self.batches = [batch] * (self.n_spots // 20)
+        batch = torch.randn(self.batch, 3, CROP, CROP).contiguous(memory_format=torch.channels_last)
+        self.batches = [batch] * (self.n_spots // self.batch)
         self.ours()
 
     def ours(self) -> None:
@@ -171,7 +171,13 @@ class EncoderTime:
         import stfuse
 
         stfuse.pp.image_features(
-            self.adata, self.encoder, image=self.pixels, crop_px=CROP, batch_size=20, progress=False, overwrite=True
+            self.adata,
+            self.encoder,
+            image=self.pixels,
+            crop_px=CROP,
+            batch_size=self.batch,
+            progress=False,
+            overwrite=True,
         )
 
     def bare(self) -> None:
@@ -183,9 +189,9 @@ class EncoderTime:
                 self.module(batch)
 
     def track_ratio(self) -> float:
-        """Median of three pairs of runs, one after the other."""
+        """Median of five pairs of runs, one after the other."""
         ratios = []
-        for _ in range(3):
+        for _ in range(5):
             start = time.perf_counter()
             self.bare()
             middle = time.perf_counter()
