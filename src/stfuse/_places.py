@@ -15,6 +15,7 @@ _AXES = ("x", "y")
 
 
 def systems_of(element: Any) -> dict[str, Any]:
+    """Coordinate systems of an element by name, with the transformation to each."""
     from spatialdata.transformations import get_transformation
 
     found: Any = get_transformation(element, get_all=True)
@@ -57,6 +58,7 @@ def places_of(element: Any, name: str, instances: pd.Index, system: str) -> np.n
 
 
 def regions_of(table: AnnData) -> list[str]:
+    """Names of the elements that a table annotates."""
     region = table.uns.get("spatialdata_attrs", {}).get("region")
     if region is None:
         return []

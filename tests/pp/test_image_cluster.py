@@ -79,3 +79,46 @@ def test_an_error_on_a_worker_comes_back(slide, client):
     with pytest.raises(RuntimeError, match="out of memory"):
         image_features(adata, Fails(), image=path, crop_px=32)
     assert not adata.obsm.keys() - {"spatial"}
+
+
+def test_pixels_that_the_cluster_holds_are_read_from_it(slide, client):
+    import dask.array as da
+
+    adata, pixels, _ = slide
+    held = client.persist(da.from_array(pixels, chunks=(200, 200, 3)))
+    image_features(adata, "texture", image=held, crop_px=32, key_added="X_held")
+    image_features(adata, "texture", image=pixels, crop_px=32, key_added="X_memory")
+    np.testing.assert_allclose(adata.obsm["X_held"], adata.obsm["X_memory"], rtol=1e-5, atol=1e-6)
+
+
+def test_an_encoder_that_cannot_be_sent(slide, client):
+    import threading
+
+    class Locked(Where):
+        def __init__(self):
+            self.lock = threading.Lock()
+
+    adata, _, path = slide
+    with pytest.raises(TypeError, match="'where' can't be sent to the workers.*close the client"):
+        image_features(adata, Locked(), image=path, crop_px=32)
+
+
+def test_workers_notice_other_weights_under_the_same_name(slide, client, tmp_path):
+    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    adata, _, path = slide
+    adata = adata[:12].copy()
+    file, found = tmp_path / "weights.safetensors", []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_file(timm.create_model("resnet10t", num_classes=0).state_dict(), file)
+        kwargs = {"image": path, "crop_px": 64, "checkpoint": file, "device": "cpu"}
+        image_features(adata, "resnet10t", overwrite=True, **kwargs)
+        from unittest.mock import patch
+
+        with patch("stfuse.pp._encode.connected_client", return_value=None):
+            alone = image_features(adata, "resnet10t", overwrite=True, copy=True, **kwargs).obsm["X_image"]
+        np.testing.assert_allclose(adata.obsm["X_image"], alone, rtol=1e-3, atol=1e-4)
+        found.append(alone)
+    assert np.abs(found[0] - found[1]).max() > 1e-2

@@ -520,6 +520,34 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
         image_features(adata, Keep(), image=pixels, crop_px=20, store=tmp_path)
 
 
+def test_the_progress_bar_counts_crops(capsys, monkeypatch):
+    from stfuse import _progress
+
+    monkeypatch.setattr(_progress, "DELAY", 0)
+    image_features(cells(), image=photograph(), crop_px=20, batch_size=5, progress=True)
+    assert "image features" in capsys.readouterr().err
+    image_features(cells(), image=photograph(), crop_px=20, batch_size=5, progress=False)
+    assert "image features" not in capsys.readouterr().err
+
+
+def test_random_numbers_of_torch_stay_where_they_were():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("efficientnet_lite_pytorch")
+    from stfuse.pp._encoders import get_encoder
+
+    before = torch.random.get_rng_state()
+    get_encoder("efficientnet-lite0", device="cpu")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_whole_numbers_of_nanometres_are_not_rounded():
+    from stfuse._read import read_coordinates
+
+    adata = AnnData(np.ones((2, 1), np.float32))
+    adata.obsm["spatial"] = np.array([[50_000_001, 3], [50_000_003, 7]])
+    np.testing.assert_array_equal(read_coordinates(adata), adata.obsm["spatial"])
+
+
 # real images
 
 
