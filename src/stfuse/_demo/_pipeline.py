@@ -78,15 +78,10 @@ def log_normalise(tour: Tour) -> None:
 
 def pathway_activity(tour: Tour) -> None:
     """PROGENy activities a spot (decoupler, univariate linear model), then their mean in each domain."""
-    import decoupler as dc
-
-    adata, net = tour.adata, datasets.progeny("mouse")
-    tour.targets = net.loc[net["target"].isin(adata.var_names)].groupby("source")["target"].nunique()
-    tour.targets = tour.targets.reindex(sorted(net["source"].unique()), fill_value=0)
-    logged = adata.to_df(layer=LOGGED)
-    score, padj = dc.mt.ulm(logged, net, tmin=MIN_TARGETS)
-    adata.obsm["score_progeny"] = tour.activity = score.reindex(adata.obs_names)
-    adata.obsm["padj_progeny"] = tour.padj = padj.reindex(adata.obs_names)
+    adata = tour.adata
+    tl.pathways(adata, "progeny", organism="mouse", layer=LOGGED, tmin=MIN_TARGETS)
+    tour.targets = adata.uns["score_progeny"]["targets"]["measured"]
+    tour.activity, tour.padj = adata.obsm["score_progeny"], adata.obsm["padj_progeny"]
     tour.pathways, tour.unanimous = by_domain(tour.activity, tour.domains, adata.obs[SECTION])
 
 

@@ -47,3 +47,24 @@ def gradient_penalty(
     point = (mix * real + (1 - mix) * fake).detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(point).sum(), point, create_graph=True)
     return (gradient.norm(dim=1) - 1).square().mean()
+
+
+BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+SAMPLE = 512
+
+
+def batch_discrepancy(codes: Tensor, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Squared maximum mean discrepancy between each batch and all of them, mean over batches (Gretton et al. 2012).
+
+    Kernels are Gaussians of several widths around the mean squared distance. At most 512 rows are looked at.
+    """
+    if codes.shape[0] > SAMPLE:
+        rows = torch.randperm(codes.shape[0], generator=generator)[:SAMPLE].to(codes.device)
+        codes, batch = codes[rows], batch[rows]
+    member = F.one_hot(batch.unique(return_inverse=True)[1]).to(codes.dtype)
+    # each batch's mean embedding less that of all rows
+    weights = member / member.sum(0) - 1 / codes.shape[0]
+    distance = (codes[:, None] - codes[None]).square().sum(2)
+    width = distance.detach().mean().clamp(min=1e-12)
+    kernel = torch.stack([torch.exp(-distance / (factor * width)) for factor in BANDWIDTHS]).mean(0)
+    return torch.einsum("ib,ij,jb->b", weights, kernel, weights).mean()

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "_embedding": ["embedding"],
         "_history": ["history"],
+        "_pathways": ["pathways"],
         "_spatial": ["spatial"],
     },
 )

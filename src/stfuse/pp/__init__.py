@@ -5,11 +5,13 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
+        "_correct_batch": ["correct_batch"],
         "_encoders": ["encoders"],
         "_hide_pairs": ["hide_pairs"],
         "_image_features": ["image_features"],
         "_normalize_stain": ["normalize_stain"],
         "_recipe": ["rna_features"],
+        "_recipe_cross_sample": ["recipe_cross_sample"],
         "_tessellate": ["tessellate"],
     },
 )

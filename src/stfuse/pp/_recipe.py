@@ -11,6 +11,11 @@ from scipy.sparse import csr_matrix, issparse
 
 from stfuse import _keys, _read, _record
 from stfuse._check import check_number, check_target
+from stfuse._log import warn
+
+# With fewer observations the trend of a batch's variances on its means can't be fitted.
+MIN_BATCH = 10
+MEND = "Expression features are made from raw counts: put them into X or a layer, or name features with rna_key=."
 
 
 def rna_features(
@@ -113,23 +118,19 @@ def rna_pca(
     adata: AnnData, n_comps: int = 30, n_top_genes: int = 2000, batch_key: str | None = None, layer: str | None = None
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Compute what `rna_features` writes, scores and loadings, and change nothing."""
-    import scanpy as sc
-
     check_number("n_comps", n_comps, least=1, whole=True)
     check_number("n_top_genes", n_top_genes, least=2, whole=True)
-    counts, total, present = _present_counts(adata, layer)
+    counts, total, present = present_counts(adata, layer)
     batch = None if batch_key is None else _read.read_column(adata, batch_key)[present]
     genes = np.arange(adata.n_vars)
     if adata.n_vars > n_top_genes:
-        genes = _variable_genes(counts, n_top_genes, batch)
-    normalised = _log_normalise(counts[:, genes], total)
-    width = min(n_comps, min(normalised.shape) - 1)
-    # In small data a dense decomposition is exact and needs no start vector.
-    matrix = normalised.toarray() if min(normalised.shape) <= 50 else normalised
-    found = sc.pp.pca(matrix, n_comps=width, random_state=0, return_info=True)
+        genes = variable_genes(counts, n_top_genes, batch)
+    normalised = log_normalise(counts[:, genes], total)
+    found, axes = gene_components(normalised, n_comps)
+    width = found.shape[1]
     scores = np.full((adata.n_obs, width), np.nan, dtype=np.float32)
-    scores[present] = found[0]
-    loadings = pd.DataFrame(found[1].T, index=adata.var_names[genes], columns=[f"PC{i + 1}" for i in range(width)])
+    scores[present] = found
+    loadings = pd.DataFrame(axes.T, index=adata.var_names[genes], columns=[f"PC{i + 1}" for i in range(width)])
     loadings.insert(0, "mean", np.asarray(normalised.mean(axis=0)).ravel())
     return scores, loadings.astype(np.float32)
 
@@ -149,7 +150,7 @@ def _loadings_of(reference: AnnData, key: str) -> pd.DataFrame:
 
 def _project(adata: AnnData, loadings: pd.DataFrame, layer: str | None) -> np.ndarray:
     """Components of new observations along the reference's axes."""
-    counts, total, present = _present_counts(adata, layer)
+    counts, total, present = present_counts(adata, layer)
     if not adata.var_names.is_unique:
         raise ValueError("var_names are not unique: call .var_names_make_unique() first.")
     where = adata.var_names.get_indexer(loadings.index)
@@ -160,21 +161,22 @@ def _project(adata: AnnData, loadings: pd.DataFrame, layer: str | None) -> np.nd
             f"{loadings.index[~known][0]!r}): do both name genes in the same way?"
         )
     if not known.all():
-        warnings.warn(
-            f"{(~known).sum()} of the reference's {known.size} genes are not in var_names: they count as average.",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn(f"{(~known).sum()} of the reference's {known.size} genes are not in var_names: they count as average.")
     kept = loadings[known].to_numpy(dtype=np.float64)
-    normalised = _log_normalise(counts[:, where[known]], total)
+    normalised = log_normalise(counts[:, where[known]], total)
     scores = np.full((adata.n_obs, kept.shape[1] - 1), np.nan, dtype=np.float32)
     scores[present] = normalised @ kept[:, 1:] - kept[:, 0] @ kept[:, 1:]
     return scores
 
 
-def _present_counts(adata: AnnData, layer: str | None) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
-    """Counts and their sums of the observations that have any, and which those are."""
-    counts = _read_counts(adata, layer)
+def present_counts(
+    adata: AnnData, layer: str | None, *, mend: str = MEND, whole: bool = False
+) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
+    """Counts and their sums of the observations that have any, and which those are.
+
+    ``mend`` says in messages what to do, ``whole`` refuses values that are no whole numbers instead of warning.
+    """
+    counts = _read_counts(adata, layer, mend, whole)
     total = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     present = total > 0
     if present.sum() < 2:
@@ -182,16 +184,14 @@ def _present_counts(adata: AnnData, layer: str | None) -> tuple[csr_matrix, np.n
             f"Only {present.sum()} of {adata.n_obs} observations have counts: there is nothing to compare."
         )
     if not present.all():
-        warnings.warn(
+        warn(
             f"{(~present).sum()} of {adata.n_obs} observations have no counts: their expression features are NaN, "
-            "that is, missing.",
-            UserWarning,
-            stacklevel=4,
+            "that is, missing."
         )
     return counts[present], total[present], present
 
 
-def _log_normalise(counts: csr_matrix, total: np.ndarray) -> csr_matrix:
+def log_normalise(counts: csr_matrix, total: np.ndarray) -> csr_matrix:
     """Counts scaled to 10,000 an observation, log1p."""
     normalised = csr_matrix(counts, dtype=np.float32, copy=True)
     normalised.data *= np.repeat((1e4 / total).astype(np.float32), np.diff(normalised.indptr))
@@ -199,14 +199,29 @@ def _log_normalise(counts: csr_matrix, total: np.ndarray) -> csr_matrix:
     return normalised
 
 
-def _read_counts(adata: AnnData, layer: str | None) -> csr_matrix:
+def gene_components(matrix: csr_matrix | np.ndarray, n_comps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Principal components of observations x genes: scores, and axes as rows. Fewer where there are fewer genes."""
+    import scanpy as sc
+
+    width = min(n_comps, min(matrix.shape) - 1)
+    # In small data a dense decomposition is exact and needs no start vector.
+    values: Any = matrix
+    if issparse(values) and min(values.shape) <= 50:
+        values = values.toarray()
+    found = sc.pp.pca(values, n_comps=width, random_state=0, return_info=True)
+    return found[0], found[1]
+
+
+def _read_counts(adata: AnnData, layer: str | None, mend: str, whole: bool) -> csr_matrix:
     where = "X" if layer is None else f"layers[{layer!r}]"
-    if layer is not None and layer not in adata.layers:
-        there = [str(name) for name in adata.layers.keys() if name is not None]
-        raise KeyError(f"No layer {layer!r}. There is: {', '.join(there) or 'nothing'}.")
+    layers = [str(name) for name in adata.layers.keys() if name is not None]
+    if layer is not None and layer not in layers:
+        raise KeyError(f"No layer {layer!r}. There is: {', '.join(layers) or 'nothing'}.")
     values: Any = adata.X if layer is None else adata.layers[layer]
     if values is None or 0 in values.shape:
-        raise ValueError(f"{where} is empty: there are no counts to make expression features from.")
+        raise ValueError(
+            f"{where} is empty: there are no counts to make expression features from. Layers: {', '.join(layers) or 'none'}."
+        )
     if values.shape[1] < 2:
         raise ValueError(f"{where} has one gene: shares of a total need at least two genes.")
     # a backed matrix is read here, one of Dask computed
@@ -214,22 +229,22 @@ def _read_counts(adata: AnnData, layer: str | None) -> csr_matrix:
         values = getattr(values, load)() if hasattr(values, load) else values
     values = values if issparse(values) else np.asarray(values)
     counts = csr_matrix(values.astype(np.float32) if values.dtype == np.float16 else values)
-    mend = "Expression features are made from raw counts: put them into X or a layer, or name features with rna_key=."
     if not np.isfinite(counts.data).all():
         raise ValueError(f"{where} has missing or infinite values. {mend}")
     if (counts.data < 0).any():
         raise ValueError(f"{where} has negative values, so it holds no counts (scaled data?). {mend}")
     if counts.dtype.kind == "f" and (counts.data != np.rint(counts.data)).any():
-        warnings.warn(
+        if whole:
+            raise ValueError(f"{where} has values that are not whole numbers, so it holds no counts. {mend}")
+        warn(
             f"{where} has values that are not whole numbers: if it is normalised already, the features are distorted. "
-            + mend,
-            UserWarning,
-            stacklevel=3,
+            + mend
         )
     return counts
 
 
-def _variable_genes(counts: csr_matrix, n_top_genes: int, batch: Any) -> np.ndarray:
+def variable_genes(counts: csr_matrix, n_top_genes: int, batch: pd.Series | None) -> np.ndarray:
+    """Columns of the genes that vary most for their mean, ranked within each batch (`seurat_v3`)."""
     import scanpy as sc
 
     # The trend of variance on mean can't be fitted to genes that never occur.
@@ -239,14 +254,41 @@ def _variable_genes(counts: csr_matrix, n_top_genes: int, batch: Any) -> np.ndar
     obs = pd.DataFrame(index=pd.RangeIndex(counts.shape[0]).astype(str))
     if batch is not None:
         obs["batch"] = pd.Categorical(batch.astype(str).to_numpy())
-    small = AnnData(counts[:, seen].astype(np.float32), obs=obs)
+        obs = _rankable(obs)
+    small = AnnData(counts[obs.index.astype(int)][:, seen].astype(np.float32), obs=obs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that values are no integers was said above
-        table = sc.pp.highly_variable_genes(
-            small,
-            flavor="seurat_v3",
-            n_top_genes=n_top_genes,
-            batch_key=None if batch is None else "batch",
-            inplace=False,
-        )
+        try:
+            table = sc.pp.highly_variable_genes(
+                small,
+                flavor="seurat_v3",
+                n_top_genes=n_top_genes,
+                batch_key="batch" if "batch" in obs else None,
+                inplace=False,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"The variances of genes could not be ranked ({error}): there are too few observations with counts in a "
+                f"batch, or too few different means. n_top_genes={counts.shape[1]} uses all genes."
+            ) from error
     return seen[table["highly_variable"].to_numpy()]
+
+
+def _rankable(obs: pd.DataFrame) -> pd.DataFrame:
+    """Leave batches out that are too small to rank genes in; rank over all where every batch is."""
+    sizes = obs["batch"].value_counts()
+    tiny = sizes.index[sizes < MIN_BATCH]
+    if not len(tiny):
+        return obs
+    named = ", ".join(repr(str(name)) for name in tiny[:5]) + (", ..." if len(tiny) > 5 else "")
+    if len(tiny) == len(sizes):
+        warn(
+            f"Every batch has fewer than {MIN_BATCH} observations with counts: genes are ranked over all batches together."
+        )
+        return obs[[]]
+    warn(
+        f"{len(tiny)} of {len(sizes)} batches have fewer than {MIN_BATCH} observations with counts ({named}): genes are "
+        "ranked without them."
+    )
+    kept = obs[~obs["batch"].isin(tiny)]
+    return kept.assign(batch=kept["batch"].cat.remove_unused_categories())

@@ -13,5 +13,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_translate": ["translate"],
         "_domains": ["domains"],
         "_probe": ["probe"],
+        "_pathways": ["pathways"],
+        "_rank_pathways": ["rank_pathways"],
     },
 )

@@ -7,10 +7,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from stfuse import _keys, _read, _record
+from stfuse import _cluster, _keys, _read, _record
 from stfuse._check import check_flag, check_number, check_seed, check_target, check_text
 from stfuse._log import logger, warn
-from stfuse.tl import _cluster
+from stfuse.tl._leiden import leiden, leiden_with
 from stfuse.tl._graph import Graph, code_graph, spread
 from stfuse.tl._refine import refine_labels
 
@@ -226,8 +226,8 @@ def _labels(
         return np.zeros(len(codes), dtype=np.int64)
     if method == "leiden" and graph is not None:
         if resolution is not None:
-            return _cluster.leiden(graph, resolution, seed)
-        return _cluster.leiden_with(graph, int(n_clusters or 0), seed)[0]
+            return leiden(graph, resolution, seed)
+        return leiden_with(graph, int(n_clusters or 0), seed)[0]
     k = int(n_clusters or 0)
     labels = _cluster.kmeans(codes, k, seed) if method == "kmeans" else _cluster.gmm(codes, k, seed)
     if method == "kmeans" and len(np.unique(labels)) < k:

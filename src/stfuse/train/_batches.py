@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +39,20 @@ class ViewTensors:
         return self.image if view == "image" else self.rna
 
 
+class Batches(Protocol):
+    """Index batches of an epoch over data that can be moved to a device; processes take turns."""
+
+    def to(self, device: torch.device) -> None:
+        """Move the data to a device."""
+
+    def split(self, rank: int, world: int) -> None:
+        """Take one process's share of each epoch."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]: ...
+
+
 MIN_STEPS = 4  # an epoch of a small tissue is more than one look at it
 
 
@@ -54,6 +69,10 @@ class StepBatches:
         self.epoch, self.rank, self.world = 0, 0, 1
         longest = data.pairs.numel() if pairs_only else max(data.rows_image.numel(), data.rows_rna.numel())
         self.steps = max(MIN_STEPS, -(-longest // batch_size))
+
+    def to(self, device: torch.device) -> None:
+        """Move the data to a device."""
+        self.data = self.data.to(device)
 
     def split(self, rank: int, world: int) -> None:
         """Take one process's share of each epoch."""

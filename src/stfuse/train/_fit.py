@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from stfuse._progress import DELAY
-from stfuse.train._batches import StepBatches
-from stfuse.train._plans import AdversarialPlan, FusionPlan
+from stfuse.train._batches import Batches, StepBatches
+from stfuse.train._plans import AdversarialPlan, FusionPlan, Plan
 
 SMALL = 250_000  # parameters
 
@@ -137,7 +137,7 @@ def _check_strategy(trainer: lp.Trainer, strategy: Any) -> None:
 
 
 @contextmanager
-def _threads(plan: FusionPlan) -> Iterator[None]:
+def _threads(plan: Plan) -> Iterator[None]:
     """One thread for a small network: waiting threads spin, which beside other work makes a step many times slower."""
     before = torch.get_num_threads()
     if sum(p.numel() for p in plan.module.parameters()) < SMALL:
@@ -149,10 +149,11 @@ def _threads(plan: FusionPlan) -> Iterator[None]:
 
 
 def fit(
-    plan: FusionPlan,
+    plan: Plan,
     *,
     max_epochs: int,
-    batch_size: int,
+    batch_size: int = 256,
+    batches: Batches | None = None,
     device: str = "auto",
     seed: int = 0,
     patience: int | None = None,
@@ -161,10 +162,14 @@ def fit(
     desc: str = "training",
     trainer_kwargs: dict[str, Any] | None = None,
 ) -> tuple[pd.DataFrame, KeepBest | None]:
-    """Train the plan; return its history and, when held-out pairs were watched, what they said."""
+    """Train the plan; return its history and, when held-out pairs were watched, what they said.
+
+    ``batches`` are dealt as they are; a plan on pairs needs none and gets batches of ``batch_size``.
+    """
     keep = None
     callbacks: list[Callback] = [EpochBar(desc, progress)]
-    if patience is not None and plan.tensors.held_out.numel() > 0:
+    watched = isinstance(plan, FusionPlan) and plan.tensors.held_out.numel() > 0
+    if patience is not None and watched:
         keep = KeepBest(patience)
         callbacks.append(keep)
     options = dict(trainer_kwargs or {})
@@ -185,13 +190,15 @@ def fit(
     if strategy == "ddp" and isinstance(plan, AdversarialPlan):
         # critics and translators take turns: not every parameter is in every step
         options["strategy"] = "ddp_find_unused_parameters_true"
-    plan.batches = StepBatches(plan.tensors, batch_size, seed, pairs_only=pairs_only)
+    if isinstance(plan, FusionPlan):
+        batches = StepBatches(plan.tensors, batch_size, seed, pairs_only=pairs_only)
+    plan.batches = batches
     with _quiet(), _threads(plan):
         trainer = lp.Trainer(max_epochs=max_epochs, callbacks=callbacks, **(defaults | options))
         _check_strategy(trainer, strategy)
         handler = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(plan, train_dataloaders=plan.batches)
+            trainer.fit(plan, train_dataloaders=batches)
         except SystemExit as error:
             # on an interrupt Lightning shuts the keyboard out and leaves the interpreter, a notebook's too
             if not isinstance(error.__context__, KeyboardInterrupt):

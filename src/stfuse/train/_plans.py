@@ -1,4 +1,4 @@
-"""The two training plans: one optimiser on pairs, and generator against critics."""
+"""Training plans: what all share, one optimiser on pairs, and generator against critics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning.pytorch as lp
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stfuse.module.cameo import AnchoredTranslator, Translator
 from stfuse.module.clip import TwoTowers
@@ -20,7 +20,7 @@ from stfuse.module.losses import (
     info_nce,
 )
 from stfuse.module.pcca import rank_score
-from stfuse.train._batches import StepBatches, ViewTensors
+from stfuse.train._batches import Batches, StepBatches, ViewTensors
 
 if TYPE_CHECKING:
     from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -28,22 +28,23 @@ if TYPE_CHECKING:
 POOL = 1_000
 
 
-class FusionPlan(lp.LightningModule):
-    """What both plans share: data on the device, running means of the losses, and the verdict of held-out pairs."""
+class Plan(lp.LightningModule):
+    """What every plan shares: a module, batches dealt to the processes, and running means of the losses."""
 
-    def __init__(self, module: TwoTowers | Translator, data: ViewTensors, seed: int) -> None:
+    module: nn.Module
+
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module, self.tensors, self.seed = module, data, seed
+        self.module = module
+        self.batches: Batches | None = None
         self.epochs: list[dict[str, float]] = []
-        self.batches: StepBatches | None = None
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def on_fit_start(self) -> None:
         """Bring the data to where the module is, once, and take this process's share of the batches."""
-        self.tensors = self.tensors.to(self.device)
         if self.batches is not None:
-            self.batches.data = self.tensors
+            self.batches.to(self.device)
             self.batches.split(self.trainer.global_rank, self.trainer.world_size)
 
     def collect(self, **values: Tensor) -> None:
@@ -53,11 +54,13 @@ class FusionPlan(lp.LightningModule):
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 
+    def verdict(self) -> dict[str, float]:
+        """What an epoch's record holds beside the losses."""
+        return {}
+
     def on_train_epoch_end(self) -> None:
-        """Write the epoch's means and the held-out score."""
-        row = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
-        if self.tensors.held_out.numel():
-            row["held_out_rank"] = float(self.held_out().mean())
+        """Write the epoch's means."""
+        row = {name: float(value) / self._counts[name] for name, value in self._sums.items()} | self.verdict()
         # all processes tell the story of the first one, so that they write the same record
         self.epochs.append(self.trainer.strategy.broadcast(row))
         self._sums, self._counts = {}, {}
@@ -66,6 +69,25 @@ class FusionPlan(lp.LightningModule):
         """Let several processes end with one module: moments of a BatchNorm follow each one's last batch."""
         if self.trainer.world_size > 1:
             self.module.load_state_dict(self.trainer.strategy.broadcast(self.module.state_dict()))
+
+
+class FusionPlan(Plan):
+    """What the plans on pairs share: the verdict of held-out pairs."""
+
+    module: TwoTowers | Translator
+
+    def __init__(self, module: TwoTowers | Translator, data: ViewTensors, seed: int) -> None:
+        super().__init__(module)
+        self.tensors, self.seed = data, seed
+
+    def on_fit_start(self) -> None:
+        """Take the data to the device with the batches that index them."""
+        super().on_fit_start()
+        self.tensors = self.batches.data if isinstance(self.batches, StepBatches) else self.tensors.to(self.device)
+
+    def verdict(self) -> dict[str, float]:
+        """Held-out score, where pairs are held out."""
+        return {"held_out_rank": float(self.held_out().mean())} if self.tensors.held_out.numel() else {}
 
     @torch.no_grad()
     def held_out(self) -> Any:

@@ -1,0 +1,1 @@
+"""Batch correction: arrays in, arrays out."""
