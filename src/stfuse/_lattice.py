@@ -86,6 +86,16 @@ def lattice(xy: np.ndarray, array: np.ndarray | None = None) -> Lattice:
     return Lattice(kind, spacing, cells, placed, _holders(xy, placed, axes, cells, steps))
 
 
+def as_array(array: np.ndarray) -> Lattice:
+    """Take places on the array (n x 2) as rows and columns of a square lattice, exactly as they are."""
+    placed = np.isfinite(array).all(axis=1)
+    cells = np.zeros(array.shape, dtype=np.int32)
+    cells[placed] = np.rint(array[placed])
+    holds = np.zeros(len(cells), dtype=bool)
+    holds[np.flatnonzero(placed)[np.unique(cells[placed], axis=0, return_index=True)[1]]] = True
+    return Lattice("square", 1.0, cells, placed, holds)
+
+
 def _look(xy: np.ndarray, placed: np.ndarray) -> tuple[np.ndarray, _Steps | None]:
     """Tell one observation of each place, the first, and look at near pairs of them."""
     from scipy.spatial import cKDTree

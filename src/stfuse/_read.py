@@ -213,6 +213,18 @@ def read_coordinates(data: Any, spatial_key: str = _keys.SPATIAL, table_key: str
     return found[:, :2]
 
 
+def read_array(data: Any, table_key: str | None = None) -> np.ndarray | None:
+    """Read the places on the array (n x 2) that loaders of Visium and Spatial Transcriptomics leave in `obs`, if they do."""
+    for names in _keys.ARRAY:
+        try:
+            columns = [find_column(data, name, table_key) for name in names]
+        except ValueError:  # modalities contradict each other
+            continue
+        if all(column is not None and pd.api.types.is_numeric_dtype(column) for column in columns):
+            return np.column_stack([np.asarray(column, dtype=np.float64) for column in columns])
+    return None
+
+
 def _exact(values: Any, key: str) -> np.ndarray:
     """Coordinates in double precision: whole numbers of nanometres don't fit single precision."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "iu":

@@ -61,6 +61,19 @@ register(
 )
 register(
     Method(
+        name="aestetik",
+        title="AESTETIK",
+        summary="Spatial windows of both views, for domains that hold across sections and patients",
+        reference="Towards cross-sample alignment for multi-modal representation learning in spatial transcriptomics",
+        model="AESTETIK",
+        min_pairs=0,
+        shared=False,
+        private=False,
+        translates=False,
+    )
+)
+register(
+    Method(
         name="pcca",
         title="PCCA",
         summary="Semi-paired probabilistic CCA: the linear anchor, fitted in a second",

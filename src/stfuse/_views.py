@@ -23,6 +23,7 @@ from stfuse._read import (
     find_library_key,
     is_mudata,
     listing,
+    read_array,
     read_codes,
     read_column,
     read_coordinates,
@@ -40,7 +41,8 @@ class Views:
     """Two views of the same observations, and all that a method may use beside them.
 
     ``image`` is n x d_image and ``rna`` n x d_rna (float32, rows of NaN where missing), ``paired`` marks rows whose
-    two views may be used as a pair in training, ``section`` and ``batch`` are codes 0..s-1, ``spatial`` is n x 2 or None.
+    two views may be used as a pair in training, ``section`` and ``batch`` are codes 0..s-1, ``spatial`` is n x 2 or None, and
+    so is ``array``, the places on the array's lattice.
     """
 
     obs_names: pd.Index
@@ -55,6 +57,7 @@ class Views:
     batch: np.ndarray | None
     batches: list[str]
     spatial: np.ndarray | None
+    array: np.ndarray | None = None
     made: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -216,6 +219,7 @@ def read_views(
         batch=batch,
         batches=batches,
         spatial=spatial,
+        array=read_array(data, table_key),
         made=made,
     )
 

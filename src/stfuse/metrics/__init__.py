@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
         "_domains": ["domain_scores"],
+        "_integration": ["integration_scores"],
         "_prediction": ["macro_f1", "micro_f1", "r2"],
         "_retrieval": ["recall_at_percent", "retrieval_ranks"],
     },

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from stfuse._kriging import Kriging
+from stfuse._lattice import as_array
 from stfuse._views import Views
-from stfuse._windows import cells_of_window, section_lattices, window_table
+from stfuse._windows import cells_of_window, doubled, section_lattices, window_table
 from stfuse.module.scaling import CHUNK, ViewScaler
 
 KRIGING = ("mean", "signal", "noise", "length")
@@ -17,14 +18,19 @@ KRIGING = ("mean", "signal", "noise", "length")
 class Windows:
     """Neighbour tables of a set of observations, and where the cells of a window lie."""
 
-    def __init__(self, views: Views, window_size: int) -> None:
-        self.size = window_size
+    def __init__(self, views: Views, window_size: int, *, believe_array: bool = False) -> None:
+        """``believe_array`` takes places on the array as cells, whatever lattice they form, as the published package does."""
         half = window_size // 2
+        self.doubled = np.zeros(views.n_obs, dtype=bool)
         if window_size == 1 or views.spatial is None:
             self.table = np.arange(views.n_obs, dtype=np.int32)[:, None]
             self.groups: list[tuple[np.ndarray, np.ndarray]] = []
             return
-        self.lattices = section_lattices(views.spatial, views.section, views.array)
+        if believe_array and views.array is not None:
+            self.lattices = {code: as_array(views.array[views.section == code]) for code in np.unique(views.section)}
+        else:
+            self.lattices = section_lattices(views.spatial, views.section, views.array)
+        self.doubled = doubled(views.section, self.lattices)
         square = window_table(views.spatial, views.section, window_size, views.array, lattices=self.lattices)
         self.table = square.reshape(views.n_obs, -1)
         # itself first, as kriging wants it
@@ -47,6 +53,7 @@ class ViewInput(nn.Module):
 
     low: Tensor
     span: Tensor
+    typical: Tensor
 
     def __init__(self, n_features: int, n_comps: int | None, n_out: int, *, smoothed: bool) -> None:
         super().__init__()
@@ -54,6 +61,7 @@ class ViewInput(nn.Module):
         self.scaler = ViewScaler(n_features, n_out) if n_comps is not None and n_features > n_comps else None
         self.register_buffer("low", torch.zeros(n_out))
         self.register_buffer("span", torch.ones(n_out))
+        self.register_buffer("typical", torch.zeros(n_out))
         for name in KRIGING if smoothed else ():
             self.register_buffer(name, torch.zeros(n_out, dtype=torch.float64))
 
@@ -77,7 +85,9 @@ class ViewInput(nn.Module):
             for name in KRIGING:
                 out.get_buffer(name).copy_(torch.from_numpy(getattr(kriging, name)))
             values = out._smooth(values, has, windows)
-        return out, values, out._scaled(values)
+        scaled = out._scaled(values)
+        out.typical.copy_(torch.from_numpy(np.median(scaled[has], axis=0)))
+        return out, values, scaled
 
     def _components(self, x: np.ndarray, has: np.ndarray) -> np.ndarray:
         if self.scaler is None:
@@ -96,8 +106,15 @@ class ViewInput(nn.Module):
     def _scaled(self, values: np.ndarray) -> np.ndarray:
         return (values - self.low.numpy()) / self.span.numpy()
 
+    def signal_share(self) -> float:
+        """Share of the features' variance that they have in common with their surroundings."""
+        signal, noise = self.get_buffer("signal"), self.get_buffer("noise")
+        return float(signal.sum() / (signal + noise).sum())
+
     @torch.no_grad()
     def transform(self, x: np.ndarray, has: np.ndarray, windows: Windows) -> np.ndarray:
-        """Features of new observations, on the scale of the training data."""
+        """Features of new observations, on the scale of the training data; NaN where the view is missing."""
+        if not has.any():
+            return np.full((len(x), self.low.numel()), np.nan, dtype=np.float32)
         values = self._components(x, has)
         return self._scaled(self._smooth(values, has, windows) if self.smoothed else values)

@@ -18,7 +18,9 @@ def kernel_size(window_size: int) -> int:
 
 def _pooled(n_conv: int, kernel: int, truncate: bool) -> list[Tensor]:
     """Positions along one side that each pooled cell sees; ``truncate`` drops the rest that fills no whole cell."""
-    starts = range(0, n_conv - kernel + 1 if truncate else max(1, n_conv - (kernel - STRIDE if kernel > STRIDE else 0)), STRIDE)
+    starts = range(
+        0, n_conv - kernel + 1 if truncate else max(1, n_conv - (kernel - STRIDE if kernel > STRIDE else 0)), STRIDE
+    )
     return [torch.arange(start, min(start + kernel, n_conv)) for start in starts]
 
 
@@ -83,7 +85,14 @@ class WindowEncoder(nn.Module):
     columns: Tensor
 
     def __init__(
-        self, n_features: int, window_size: int, n_latent: int, n_members: int, n_hidden: int, dropout: float, truncate: bool
+        self,
+        n_features: int,
+        window_size: int,
+        n_latent: int,
+        n_members: int,
+        n_hidden: int,
+        dropout: float,
+        truncate: bool,
     ) -> None:
         super().__init__()
         geometry = _Geometry(window_size, truncate)
@@ -99,7 +108,7 @@ class WindowEncoder(nn.Module):
         n, n_positions = windows.shape[0], self.columns.numel() // self.conv.weight[0, 0].numel()
         under = windows[:, self.columns].reshape(n * n_positions, -1)
         weight = self.conv.weight.permute(2, 3, 1, 0).reshape(under.shape[1], -1)
-        h = self.norm(torch.addmm(self.conv.bias, under, weight))
+        h = self.norm(under @ weight + self.conv.get_parameter("bias"))
         h = h.reshape(n, n_positions, -1)
         # a channel is dropped in the whole window; dropping commutes with rectifying and pooling
         pooled = torch.stack([h[:, cell].max(1).values for cell in self.cells], 2).relu()
@@ -117,26 +126,33 @@ class WindowDecoder(nn.Module):
     spread: Tensor
 
     def __init__(
-        self, n_features: int, window_size: int, n_input: int, n_members: int, n_hidden: int, dropout: float, truncate: bool
+        self,
+        n_features: int,
+        window_size: int,
+        n_input: int,
+        n_members: int,
+        n_hidden: int,
+        dropout: float,
+        truncate: bool,
     ) -> None:
         super().__init__()
         geometry = _Geometry(window_size, truncate)
         self.n_features, self.n_hidden, self.n_pooled, self.dropout = n_features, n_hidden, geometry.pooled**2, dropout
         self.stems = nn.ModuleList(nn.Linear(n_input, n_hidden * self.n_pooled) for _ in range(n_members))
-        self.convs = nn.ModuleList(
-            nn.ConvTranspose2d(n_hidden, n_features, geometry.kernel) for _ in range(n_members)
-        )
+        self.convs = nn.ModuleList(nn.ConvTranspose2d(n_hidden, n_features, geometry.kernel) for _ in range(n_members))
         self.norms = nn.ModuleList(nn.BatchNorm1d(n_features) for _ in range(n_members))
         self.register_buffer("spread", geometry.spread(), persistent=False)
 
-    def _member(self, code: Tensor, stem: nn.Linear, conv: nn.ConvTranspose2d, norm: nn.BatchNorm1d) -> Tensor:
+    def _member(self, code: Tensor, stem: nn.Module, conv: nn.Module, norm: nn.Module) -> Tensor:
         h = stem(code).relu().reshape(code.shape[0], self.n_hidden, self.n_pooled)
         h = h * F.dropout(torch.ones_like(h[:, :, :1]), self.dropout, self.training)
-        kernel = conv.weight.flatten(2)
+        kernel = conv.get_parameter("weight").flatten(2)
         # hidden x pooled cells x window cells x features
         whole = torch.einsum("hft,ptu->hpuf", kernel, self.spread)
         out = h.flatten(1) @ whole.reshape(h.shape[1] * h.shape[2], -1)
-        return norm(out.reshape(-1, self.n_features) + conv.bias).reshape(code.shape[0], -1, self.n_features)
+        return norm(out.reshape(-1, self.n_features) + conv.get_parameter("bias")).reshape(
+            code.shape[0], -1, self.n_features
+        )
 
     def forward(self, code: Tensor) -> Tensor:
         """Codes (batch x input) to windows (batch x cells x features)."""

@@ -27,9 +27,11 @@ class WindowData:
     fill: Tensor
 
     @classmethod
-    def make(cls, features: np.ndarray, n_rna: int, table: np.ndarray, has: np.ndarray) -> WindowData:
+    def make(
+        cls, features: np.ndarray, n_rna: int, table: np.ndarray, has: np.ndarray, typical: np.ndarray
+    ) -> WindowData:
         """Lay the arrays out and find the fillings; what ``has`` marks as missing is not read."""
-        fill = fillings(features, n_rna, table, has)
+        fill = fillings(features, n_rna, table, has, typical)
         clean = np.concatenate(
             [np.where(has[:, [0]], features[:, :n_rna], 0), np.where(has[:, [1]], features[:, n_rna:], 0)], axis=1
         )
@@ -61,18 +63,15 @@ class WindowData:
         return out
 
 
-def fillings(features: np.ndarray, n_rna: int, table: np.ndarray, has: np.ndarray) -> np.ndarray:
+def fillings(features: np.ndarray, n_rna: int, table: np.ndarray, has: np.ndarray, typical: np.ndarray) -> np.ndarray:
     """What fills the holes of each window (n x d): the median of each feature over the window's cells that are there.
 
-    A window without any gets the median over all rows.
+    A window without any gets the ``typical`` value of each feature.
     """
     out = np.zeros(features.shape, dtype=np.float32)
     for view, columns in enumerate((slice(0, n_rna), slice(n_rna, None))):
         there = has[:, view]
-        if not there.any():
-            continue
         x = features[:, columns].astype(np.float32)
-        overall = np.median(x[there], axis=0)
         holes = np.flatnonzero(((table < 0) | ~there[np.maximum(table, 0)]).any(1))
         for start in range(0, holes.size, BLOCK):
             rows = holes[start : start + BLOCK]
@@ -80,7 +79,7 @@ def fillings(features: np.ndarray, n_rna: int, table: np.ndarray, has: np.ndarra
             present = (cells >= 0) & there[np.maximum(cells, 0)]
             values = np.where(present[..., None], x[np.maximum(cells, 0)], np.inf)
             values.sort(axis=1)
-            out[rows, columns] = np.where(present.any(1)[:, None], _middle(values, present.sum(1)), overall)
+            out[rows, columns] = np.where(present.any(1)[:, None], _middle(values, present.sum(1)), typical[columns])
     return out
 
 

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
         "_cameo": ["cameo"],
+        "_aestetik": ["aestetik"],
         "_pcca": ["pcca"],
         "_clip": ["clip"],
         "_concat": ["concat"],

@@ -10,8 +10,8 @@ import pandas as pd
 from stfuse import _cluster, _keys, _read, _record
 from stfuse._check import check_flag, check_number, check_seed, check_target, check_text
 from stfuse._log import logger, warn
-from stfuse.tl._leiden import leiden, leiden_with
 from stfuse.tl._graph import Graph, code_graph, spread
+from stfuse.tl._leiden import leiden, leiden_with
 from stfuse.tl._refine import refine_labels
 
 METHODS = ("kmeans", "leiden", "gmm")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -70,10 +70,6 @@ class WindowSettings:
     lr: float = 1e-3
     weight_decay: float = 1e-6
 
-    def without(self, view: int) -> WindowSettings:
-        """The same with a weight of zero for a view whose clusters are one: there is nothing in it to tell apart."""
-        return replace(self, **{("weight_rna", "weight_image")[view]: 0.0})
-
 
 class WindowPlan(Plan):
     """Each window is encoded once in a step, and the triplets index the codes."""
@@ -99,12 +95,15 @@ class WindowPlan(Plan):
         windows = data.windows(rows)
         which = None if targets.batch is None else targets.batch[rows]
         code, rebuilt = self.module(windows, which)
-        total, seen = code.new_zeros(()), {}
+        total = code.new_zeros(())
+        seen: dict[str, Tensor] = {}
         columns = (slice(0, data.n_rna), slice(data.n_rna, None))
         for view, (name, weight) in enumerate((("rna", s.weight_rna), ("image", s.weight_image))):
             if not weight:
                 continue
-            wrong = reconstruction(rebuilt[..., columns[view]], windows[..., columns[view]], data.has[rows, view], s.loss)
+            wrong = reconstruction(
+                rebuilt[..., columns[view]], windows[..., columns[view]], data.has[rows, view], s.loss
+            )
             apart = triplet_loss(code, draw_triplets(targets.clusters[rows, view], s.n_repeats, self._generator))
             seen |= {f"reconstruction_{name}": wrong, f"triplet_{name}": apart}
             total = total + weight * (wrong + apart)
@@ -121,4 +120,3 @@ def reconstruction(rebuilt: Tensor, windows: Tensor, has: Tensor, loss: Literal[
     if bool(has.all()):
         return error(rebuilt, windows)
     return error(rebuilt[has], windows[has]) if bool(has.any()) else rebuilt.sum() * 0
-

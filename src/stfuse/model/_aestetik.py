@@ -1,0 +1,423 @@
+"""AESTETIK: an autoencoder of spatial windows whose codes keep the clusters of both views apart."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from anndata import AnnData
+from torch import Tensor, nn
+
+from stfuse import _cluster
+from stfuse._check import check_flag, check_number
+from stfuse._log import warn
+from stfuse._read import STACKED
+from stfuse._views import Views
+from stfuse._windows import check_window
+from stfuse.model._base import Codes, FusionModel, pick
+from stfuse.model._training import check_training
+from stfuse.model._window_views import ViewInput, Windows
+from stfuse.module.aestetik import WindowAutoencoder
+from stfuse.module.windows import BLOCK, WindowData
+from stfuse.train._fit import fit
+from stfuse.train._window_plan import WindowBatches, WindowPlan, WindowSettings, WindowTargets
+
+TOTAL_WEIGHT = 3.0  # of both views together
+VIEWS = ("rna", "image")  # in the order of the windows' features
+BATCH = 4_096
+PUBLISHED_BATCH = 8_192
+PUBLISHED_PASSES = 1_000
+CLUSTERING = {"gmm": _cluster.gmm, "kmeans": _cluster.kmeans}
+
+
+class AESTETIK(FusionModel):
+    """Code of each observation and its surroundings in both views.
+
+    A convolutional autoencoder reads windows of both views' features around each observation. Its code rebuilds the
+    window and keeps apart what the clusters of either view keep apart, so that it lends itself to domains; all sections are
+    trained together, and a domain has one meaning in all of them. Views corrected for the batch
+    (:func:`stfuse.pp.recipe_cross_sample`) make it the cross-sample method; with a `batch_key` the model corrects, too.
+
+    Parameters
+    ----------
+    adata
+        Data registered with `setup_anndata`, with coordinates in `obsm["spatial"]`.
+    registry
+        Record of a set-up, in place of data (`load` passes it).
+    n_clusters
+        Clusters of each view that the code keeps apart, and groups that `predict` tells: about the number of domains looked for.
+    image_weight
+        Weight of the image in the loss, 0 to 3; the RNA has the rest of 3. The published package calls it `morphology_weight`.
+    window_size
+        Side of the window in observations, odd.
+    n_comps
+        A view of more features is reduced to so many principal components. None = as it is.
+    smooth
+        Whether features are reduced to what they share with their surroundings (kriging) before anything else.
+    clustering
+        How the clusters of each view are found: `"gmm"` (Gaussian mixture, one covariance) or `"kmeans"`.
+    n_latent, n_hidden, n_encoders, dropout
+        Width of the code, channels of a convolution, members whose median counts, fraction of channels dropped.
+    mc_passes
+        Mean of so many passes with dropout in place of one without. None = 0; with `reference` 1,000.
+    reference
+        Whether to follow the published package (version 0.3.1) in all it does, for comparison: see the notes.
+
+    Notes
+    -----
+    Nonchev et al. 2024 (the network) and Dai, Nonchev et al. 2026 (across samples, equation 5). Each window is encoded once in a step and
+    the triplets index the codes; smoothing, mixture clusters and one pass without dropout are ours.
+
+    `reference=True`: no smoothing; clusters of a Bayesian mixture; windows of places on the array, taken as they are in `obs`;
+    pooling that drops what fills no whole cell (with a window of 7 the encoder never sees two of seven rows and columns);
+    batches of 8,192; the mean of 1,000 passes with dropout, normalised by the moments of the data that are coded.
+
+    Examples
+    --------
+    >>> import stfuse
+    >>> adata = stfuse.datasets.synthetic_tissue(300, seed=1)
+    >>> stfuse.model.AESTETIK.setup_anndata(adata)
+    >>> model = stfuse.model.AESTETIK(adata, n_clusters=4)
+    >>> model.train(max_epochs=5)
+    >>> model.get_latent_representation().shape
+    (300, 16)
+    >>> model.predict().shape
+    (300,)
+    """
+
+    _method = "aestetik"
+    module: nn.ModuleDict | None
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        n_clusters: int = 8,
+        image_weight: float = 1.5,
+        window_size: int = 5,
+        n_comps: int | None = 20,
+        smooth: bool = True,
+        clustering: Literal["gmm", "kmeans"] = "gmm",
+        n_latent: int = 16,
+        n_hidden: int = 64,
+        n_encoders: int = 3,
+        dropout: float = 0.3,
+        mc_passes: int | None = None,
+        reference: bool = False,
+    ) -> None:
+        check_number("n_clusters", n_clusters, least=1, whole=True)
+        check_number("image_weight", image_weight, least=0, most=TOTAL_WEIGHT)
+        check_window(window_size)
+        check_number("n_comps", n_comps, least=1, whole=True, optional=True)
+        for name, value in (("n_latent", n_latent), ("n_hidden", n_hidden), ("n_encoders", n_encoders)):
+            check_number(name, value, least=1, whole=True)
+        check_number("dropout", dropout, least=0)
+        if dropout >= 1:
+            raise ValueError(f"dropout must be below 1, got {dropout}.")
+        check_number("mc_passes", mc_passes, least=0, whole=True, optional=True)
+        check_flag("smooth", smooth)
+        check_flag("reference", reference)
+        pick(tuple(CLUSTERING), clustering, "clustering")
+        super().__init__(
+            adata,
+            registry,
+            n_clusters=n_clusters,
+            image_weight=image_weight,
+            window_size=window_size,
+            n_comps=n_comps,
+            smooth=smooth,
+            clustering=clustering,
+            n_latent=n_latent,
+            n_hidden=n_hidden,
+            n_encoders=n_encoders,
+            dropout=dropout,
+            mc_passes=mc_passes,
+            reference=reference,
+        )
+
+    def train(
+        self,
+        *,
+        max_epochs: int | None = None,
+        batch_size: int | None = None,
+        loss: Literal["l1", "mse"] = "l1",
+        n_repeats: int = 1,
+        lambda_batch: float = 1.0,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-6,
+        seed: int = 0,
+        device: str = "auto",
+        progress: bool | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train.
+
+        Parameters
+        ----------
+        max_epochs
+            Number of epochs. None = 100.
+        batch_size
+            Windows a step. None = 4,096; with `reference` 8,192.
+        loss
+            Error of the rebuilt windows: `"l1"` (as the published package) or `"mse"` (as its paper).
+        n_repeats
+            Triplets of each observation with each other cluster, in each view.
+        lambda_batch
+            Weight of what keeps codes of different batches alike (maximum mean discrepancy), where there is a `batch_key`.
+        lr, weight_decay
+            Of Adam.
+        seed
+            Seed of everything random.
+        device
+            `"auto"`, `"cpu"`, `"cuda"`, `"cuda:<index>"` or `"mps"`.
+        progress
+            Whether to show a bar. None = in a terminal or notebook.
+        trainer_kwargs
+            Passed to `lightning.pytorch.Trainer` (`devices=`, `strategy=`, `precision=`, `callbacks=`, `logger=`).
+
+        Raises
+        ------
+        ValueError
+            If there are no coordinates, sections lie on top of each other, a view has fewer observations than clusters, or an
+            argument is out of range.
+        """
+        reference = self.params_["reference"]
+        check_number("max_epochs", max_epochs, least=1, whole=True, optional=True)
+        check_number("batch_size", batch_size, least=2, whole=True, optional=True)
+        check_number("n_repeats", n_repeats, least=1, whole=True)
+        check_number("lambda_batch", lambda_batch, least=0)
+        pick(("l1", "mse"), loss, "loss")
+        check_training(0.0, None, weight_decay=weight_decay, lr=lr)
+        views = self._begin(seed)
+        windows = self._windows(views)
+        _check_trainable(views, self.params_["n_clusters"])
+        if batch_size is None:
+            batch_size = PUBLISHED_BATCH if reference else BATCH
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            inputs, clusters, data = self._prepare(views, windows, seed)
+            weights = self._weights(clusters)
+            network = self._network(data.features.shape[1], len(views.batches) if _has_batches(views) else 0)
+            settings = WindowSettings(*weights, loss, n_repeats, lambda_batch, lr, weight_decay)
+            batch = torch.from_numpy(views.batch) if views.batch is not None and network.n_batches else None
+            rows = torch.from_numpy(np.flatnonzero(views.has_image | views.has_rna))
+            targets = WindowTargets(torch.from_numpy(clusters), batch)
+            history, _ = fit(
+                WindowPlan(network, settings, seed),
+                max_epochs=100 if max_epochs is None else max_epochs,
+                batches=WindowBatches(data, targets, rows, batch_size, seed),
+                device=device,
+                seed=seed,
+                progress=progress,
+                desc="AESTETIK",
+                trainer_kwargs=trainer_kwargs,
+            )
+        module = nn.ModuleDict({**inputs, "network": network.to("cpu")})
+        codes = self._encode(network, data.to(torch.device("cpu")), rows)
+        centers = _centers(codes[rows.numpy()], self.params_["n_clusters"], seed)
+        module["centers"] = nn.ParameterList([nn.Parameter(torch.from_numpy(centers), requires_grad=False)])
+        self._finish(module, history)
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def _windows(self, views: Views) -> Windows:
+        if views.spatial is None and self.params_["window_size"] > 1:
+            raise ValueError(
+                "There are no coordinates in obsm['spatial'], or not for every observation: AESTETIK reads what lies around each "
+                "one. Add them, drop observations that have none, or look at single observations with window_size=1."
+            )
+        windows = Windows(views, self.params_["window_size"], believe_array=self.params_["reference"])
+        _check_doubled(windows.doubled, views)
+        return windows
+
+    def _prepare(
+        self, views: Views, windows: Windows, seed: int
+    ) -> tuple[dict[str, ViewInput], np.ndarray, WindowData]:
+        """Inputs of both views, clusters of each (n x 2, -1 where it is missing) and the windows' data."""
+        smooth = self.params_["smooth"] and not self.params_["reference"]
+        inputs: dict[str, ViewInput] = {}
+        clusters = np.full((views.n_obs, 2), -1, dtype=np.int64)
+        scaled = []
+        for column, (name, x, has) in enumerate(_both(views)):
+            view, values, part = ViewInput.fit(x, has, windows, self.params_["n_comps"], smoothed=smooth)
+            inputs[name] = view
+            scaled.append(part)
+            clusters[has, column] = self._cluster(values[has], seed)
+            if smooth:
+                self.report_[f"signal_{name}"] = view.signal_share()
+        return inputs, clusters, _window_data(scaled, inputs, windows, views)
+
+    def _cluster(self, values: np.ndarray, seed: int) -> np.ndarray:
+        k = self.params_["n_clusters"]
+        if k == 1 or not np.ptp(values, axis=0).any():
+            return np.zeros(len(values), dtype=np.int64)
+        find = _cluster.bayesian_mixture if self.params_["reference"] else CLUSTERING[self.params_["clustering"]]
+        return np.unique(find(values, k, seed), return_inverse=True)[1]
+
+    def _weights(self, clusters: np.ndarray) -> tuple[float, float]:
+        """Weights of RNA and image; a view in one cluster has none, as there is nothing in it to keep apart."""
+        weight = self.params_["image_weight"]
+        several = clusters.max(axis=0) > 0
+        if self.params_["n_clusters"] > 1 and not several.all():
+            for name in np.array(["RNA", "image"])[~several]:
+                warn(f"The {name} view falls into a single cluster: it has no weight in the loss.")
+        if self.params_["n_clusters"] == 1 or not several.any():
+            return TOTAL_WEIGHT - weight, weight
+        return (TOTAL_WEIGHT - weight) * bool(several[0]), weight * bool(several[1])
+
+    def _network(self, n_features: int, n_batches: int) -> WindowAutoencoder:
+        return WindowAutoencoder(
+            n_features,
+            self.params_["window_size"],
+            n_latent=self.params_["n_latent"],
+            n_members=self.params_["n_encoders"],
+            n_hidden=self.params_["n_hidden"],
+            dropout=self.params_["dropout"],
+            n_batches=n_batches,
+            truncate=self.params_["reference"],
+        )
+
+    # -- codes --------------------------------------------------------------------------------------------------------
+
+    def _parts(self) -> tuple[dict[str, ViewInput], WindowAutoencoder, Tensor]:
+        if self.module is None:
+            raise RuntimeError("AESTETIK is not trained yet: call .train() first.")
+        network, centers = self.module["network"], self.module["centers"]
+        if not isinstance(network, WindowAutoencoder) or not isinstance(centers, nn.ParameterList):
+            raise TypeError(type(network).__name__)
+        inputs = {name: view for name in VIEWS if isinstance(view := self.module[name], ViewInput)}
+        return inputs, network, centers[0]
+
+    def _codes(self, views: Views) -> Codes:
+        inputs, network, _ = self._parts()
+        windows = self._windows(views)
+        scaled = [
+            view.transform(x, has, windows) for view, (_, x, has) in zip(inputs.values(), _both(views), strict=True)
+        ]
+        data = _window_data(scaled, inputs, windows, views)
+        rows = torch.from_numpy(np.flatnonzero(views.has_image | views.has_rna))
+        return Codes(fused=self._encode(network, data, rows))
+
+    @torch.no_grad()
+    def _encode(self, network: WindowAutoencoder, data: WindowData, rows: Tensor) -> np.ndarray:
+        """Codes of some rows, NaN in the others."""
+        passes = self.params_["mc_passes"]
+        if passes is None:
+            passes = PUBLISHED_PASSES if self.params_["reference"] else 0
+        out = np.full((data.features.shape[0], self.params_["n_latent"]), np.nan, dtype=np.float32)
+        # training mode moves the moments of a BatchNorm: on a copy
+        encoder = copy.deepcopy(network.encoder).train(passes > 0)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed_)
+            for part in rows.split(PUBLISHED_BATCH if passes else BLOCK):
+                windows = data.windows(part)
+                code = encoder(windows)
+                for _ in range(passes - 1):
+                    code += encoder(windows)
+                out[part.numpy()] = (code / max(1, passes)).numpy()
+        return out
+
+    def predict(self, adata: AnnData | None = None) -> np.ndarray:
+        """Tell the group of each observation, by the nearest of the centers found in the training data.
+
+        Groups have the same meaning in whatever data; `0` was the largest in training.
+
+        Parameters
+        ----------
+        adata
+            New data under the keys of the set-up. None = the training data.
+
+        Returns
+        -------
+        n integers, 0 to `n_clusters` - 1; -1 for observations without a code.
+        """
+        codes = self.get_latent_representation(adata)
+        centers = self._parts()[2].numpy()
+        there = np.isfinite(codes).all(1)
+        groups = np.full(len(codes), -1, dtype=np.int64)
+        for start in range(0, len(codes), BLOCK):
+            block = codes[start : start + BLOCK]
+            groups[start : start + BLOCK] = ((block[:, None] - centers) ** 2).sum(2).argmin(1)
+        return np.where(there, groups, -1)
+
+    def _architecture(self) -> dict[str, Any]:
+        inputs, network, centers = self._parts()
+        sizes = {name: int(view.get_buffer("low").numel()) for name, view in inputs.items()}
+        return {"n_out": sizes, "n_batches": network.n_batches, "n_centers": len(centers)}
+
+    def _build(self, architecture: dict[str, Any]) -> nn.ModuleDict:
+        smooth = self.params_["smooth"] and not self.params_["reference"]
+        module = nn.ModuleDict()
+        for name in VIEWS:
+            n_out = architecture["n_out"][name]
+            module[name] = ViewInput(self.n_features_[name], self.params_["n_comps"], n_out, smoothed=smooth)
+        module["network"] = self._network(sum(architecture["n_out"].values()), architecture["n_batches"])
+        empty = torch.zeros(architecture["n_centers"], self.params_["n_latent"])
+        module["centers"] = nn.ParameterList([nn.Parameter(empty, requires_grad=False)])
+        return module
+
+
+def _both(views: Views) -> tuple[tuple[str, np.ndarray, np.ndarray], ...]:
+    """RNA before the image, as in the windows."""
+    return ("rna", views.rna, views.has_rna), ("image", views.image, views.has_image)
+
+
+def _window_data(scaled: list[np.ndarray], inputs: dict[str, ViewInput], windows: Windows, views: Views) -> WindowData:
+    typical = np.concatenate([view.get_buffer("typical").numpy() for view in inputs.values()])
+    has = np.column_stack([views.has_rna, views.has_image])
+    return WindowData.make(np.hstack(scaled).astype(np.float32), scaled[0].shape[1], windows.table, has, typical)
+
+
+def _centers(codes: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+    """Centers of K-means clusters, the largest first."""
+    labels = _cluster.kmeans(codes, n_clusters, seed)
+    _, first, which, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+    means = np.stack([codes[which == group].mean(0) for group in range(len(sizes))])
+    return means[np.lexsort((first, -sizes))]
+
+
+def _has_batches(views: Views) -> bool:
+    return views.batch is not None and len(views.batches) > 1
+
+
+def _check_trainable(views: Views, n_clusters: int) -> None:
+    for name, has in (("image", views.has_image), ("RNA", views.has_rna)):
+        if has.sum() < n_clusters:
+            raise ValueError(
+                f"n_clusters={n_clusters} is more than the {has.sum()} observation(s) with the {name} view."
+            )
+    sections = views.section if len(views.sections) > 1 else None
+    if _has_batches(views) and sections is not None and _same_groups(sections, views.batch):
+        warn(
+            "Each batch is one section and each section one batch: what is particular to a section, tissue or technique, is taken "
+            "for a difference of batches and removed."
+        )
+
+
+def _same_groups(one: np.ndarray, other: np.ndarray | None) -> bool:
+    """Whether two groupings are the same but for names."""
+    if other is None:
+        return False
+    pairs = np.unique(np.column_stack([one, other]), axis=0)
+    return len(pairs) == len(np.unique(one)) == len(np.unique(other))
+
+
+def _check_doubled(doubled: np.ndarray, views: Views) -> None:
+    """Tell of observations in one place; many of them in a single section are sections on top of each other."""
+    if not doubled.any() or views.spatial is None:
+        return
+    for _, _, has in _both(views):
+        # of one view: the other one may have been measured on the same places as observations of its own
+        stacked = has.sum() - len(np.unique(views.spatial[has], axis=0))
+        if len(views.sections) == 1 and stacked > STACKED * has.sum():
+            raise ValueError(
+                f"{stacked} of {has.sum()} observations lie where another one lies, though all count as one section: if there "
+                "are several sections, say with library_key= which obs column tells them apart."
+            )
+    warn(
+        f"{doubled.sum()} observation(s) share their place with another one of their section, which alone is seen by its "
+        "neighbours."
+    )
