@@ -59,7 +59,7 @@ def test_defaults_of_function_and_model_agree(method):
 
 
 def test_unknown_and_double_names():
-    with pytest.raises(ValueError, match="Unknown method 'nope'. Registered: cameo, clip"):
+    with pytest.raises(ValueError, match="Unknown method 'nope'. Registered: aestetik, cameo, clip"):
         _registry.get("nope")
     with pytest.raises(ValueError, match="registered already"):
         _registry.register(METHODS[0])

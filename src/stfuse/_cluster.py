@@ -23,7 +23,7 @@ def kmeans(codes: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
         return KMeans(n_clusters, n_init=n_init, random_state=seed).fit_predict(codes)
 
 
-def gmm(codes: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+def gmm(codes: np.ndarray, n_clusters: int, seed: int, n_init: int = 3) -> np.ndarray:
     """Cluster by a Gaussian mixture with one covariance for all components.
 
     One covariance is what some hundred observations can carry in some hundred dimensions. A small multiple of the
@@ -38,7 +38,7 @@ def gmm(codes: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     if len(values) > MIXTURE_SAMPLE:
         sample = values[np.random.default_rng(seed).choice(len(values), MIXTURE_SAMPLE, replace=False)]
     ridge = 1e-3 * float(values.var(axis=0).mean()) + np.finfo(float).eps
-    model = GaussianMixture(n_clusters, covariance_type="tied", n_init=3, reg_covar=ridge, random_state=seed)
+    model = GaussianMixture(n_clusters, covariance_type="tied", n_init=n_init, reg_covar=ridge, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(sample).predict(values)

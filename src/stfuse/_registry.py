@@ -111,3 +111,16 @@ register(
         translates=False,
     )
 )
+register(
+    Method(
+        name="neighbor_mean",
+        title="Neighbour mean",
+        summary="Concat averaged over neighbours in space, the baseline for domains",
+        reference="spatially averaged principal components, a baseline without a paper of its own",
+        model="NeighborMean",
+        min_pairs=0,
+        shared=False,
+        private=False,
+        translates=False,
+    )
+)

@@ -41,8 +41,9 @@ class Views:
     """Two views of the same observations, and all that a method may use beside them.
 
     ``image`` is n x d_image and ``rna`` n x d_rna (float32, rows of NaN where missing), ``paired`` marks rows whose
-    two views may be used as a pair in training, ``section`` and ``batch`` are codes 0..s-1, ``spatial`` is n x 2 or None, and
-    so is ``array``, the places on the array's lattice.
+    two views may be used as a pair in training, ``section`` and ``batch`` are codes 0..s-1. ``places`` are coordinates, n x 2 with
+    NaN where there are none, or None; ``spatial`` is the same where none are missing, else None. ``array`` (n x 2 or None) are the
+    places on the array's lattice.
     """
 
     obs_names: pd.Index
@@ -57,6 +58,7 @@ class Views:
     batch: np.ndarray | None
     batches: list[str]
     spatial: np.ndarray | None
+    places: np.ndarray | None = None
     array: np.ndarray | None = None
     made: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -202,10 +204,10 @@ def read_views(
         else:
             arrays[role], has[role] = np.full((n, 0), np.nan, np.float32), np.zeros(n, bool)
     both = has["image"] & has["rna"]
-    spatial = read_coordinates(data, spatial_key, table_key)
-    if spatial is not None and not np.isfinite(spatial).all():
-        logger.info("obsm[%r] has missing coordinates: positions are not used", spatial_key)
-        spatial = None
+    places = spatial = read_coordinates(data, spatial_key, table_key)
+    if places is not None and not (placed := np.isfinite(places).all(axis=1)).all():
+        logger.info("obsm[%r] has missing coordinates: the others are used for windows only", spatial_key)
+        places, spatial = places if placed.any() else None, None
     return Views(
         obs_names=box.obs_names,
         image=arrays["image"],
@@ -219,6 +221,7 @@ def read_views(
         batch=batch,
         batches=batches,
         spatial=spatial,
+        places=places,
         array=read_array(data, table_key),
         made=made,
     )

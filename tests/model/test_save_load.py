@@ -13,17 +13,28 @@ import torch
 import stfuse
 from stfuse import _registry
 from stfuse.datasets import synthetic_tissue
-from stfuse.model import CAMEO, CLIP, PCCA, Concat
+from stfuse.model import AESTETIK, CAMEO, CLIP, PCCA, Concat, NeighborMean
 
 N = 160
 KINDS = {
     "cameo": (CAMEO, {"n_components": 10}, {"max_epochs": 2, "progress": False}),
     "cameo residual": (CAMEO, {"n_components": 10, "private_dim": 2}, {"max_epochs": 2, "progress": False}),
     "cameo published": (CAMEO, {"faithful": True}, {"max_epochs": 2, "progress": False}),
+    "aestetik": (
+        AESTETIK,
+        {"n_clusters": 3, "n_encoders": 1, "n_hidden": 8, "n_comps": 10, "smooth": True, "clustering": "gmm"},
+        {"max_epochs": 2, "progress": False},
+    ),
+    "aestetik published": (
+        AESTETIK,
+        {"n_clusters": 3, "n_encoders": 2, "n_hidden": 8, "window_size": 3, "mc_passes": 5, "reference": True},
+        {"max_epochs": 2, "progress": False},
+    ),
     "pcca": (PCCA, {"n_components": 10}, {}),
     "pcca alone": (PCCA, {"n_components": 10, "context": False, "private_dim": 0}, {}),
     "clip": (CLIP, {"n_latent": 8}, {"max_epochs": 2, "progress": False}),
     "concat": (Concat, {"n_components": 10}, {}),
+    "neighbor_mean": (NeighborMean, {"n_components": 10, "n_neighbors": 4}, {}),
 }
 KEYS = {"batch_key": "section", "library_key": "section", "paired_key": "known"}
 CODES = ("fused", "image", "rna", "private_image", "private_rna")
@@ -139,7 +150,7 @@ def test_translations(kind, trained, folders):
         np.testing.assert_array_equal(data.obsm[f"translated_{target}"], ours)
 
 
-@pytest.mark.parametrize("kind", ["clip", "concat"])
+@pytest.mark.parametrize("kind", ["aestetik", "clip", "concat", "neighbor_mean"])
 def test_a_method_that_does_not_translate_says_so(kind, trained):
     with pytest.raises(NotImplementedError, match="has no translation"):
         trained[kind].translate()

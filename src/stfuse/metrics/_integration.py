@@ -207,7 +207,9 @@ def _complete_codes(codes: np.ndarray) -> np.ndarray:
     missing = np.isnan(codes)
     partly = missing.any(axis=1) & ~missing.all(axis=1)
     if partly.any():
-        raise ValueError(f"{int(partly.sum())} row(s) of codes have NaN in part (first: row {np.flatnonzero(partly)[0]}).")
+        raise ValueError(
+            f"{int(partly.sum())} row(s) of codes have NaN in part (first: row {np.flatnonzero(partly)[0]})."
+        )
     if missing.all():
         raise ValueError("Every row of codes is NaN: there is nothing to score.")
     return codes

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_cameo": ["CAMEO"],
         "_clip": ["CLIP"],
         "_concat": ["Concat"],
+        "_neighbor_mean": ["NeighborMean"],
         "_pcca": ["PCCA"],
     },
 )

@@ -16,8 +16,9 @@ from stfuse._log import warn
 from stfuse._read import STACKED
 from stfuse._views import Views
 from stfuse._windows import check_window
-from stfuse.model._base import Codes, FusionModel, pick
+from stfuse.model._base import Codes, FusionModel, all_or_nothing, pick
 from stfuse.model._training import check_training
+from stfuse.model._window_clusters import EQUAL, ViewFeatures, grouped, judged_clusters
 from stfuse.model._window_views import ViewInput, Windows
 from stfuse.module.aestetik import WindowAutoencoder
 from stfuse.module.windows import BLOCK, WindowData
@@ -49,7 +50,8 @@ class AESTETIK(FusionModel):
     n_clusters
         Clusters of each view that the code keeps apart, and groups that `predict` tells: about the number of domains looked for.
     image_weight
-        Weight of the image in the loss, 0 to 3; the RNA has the rest of 3. The published package calls it `morphology_weight`.
+        Weight of the image in the loss, 0 to 3; the RNA has the rest of 3. The published package calls it `morphology_weight` and sets 1.5. None
+        = the data say: 1.5 times the share of what clusters tell of the neighbours' expression that the image's clusters reach.
     window_size
         Side of the window in observations, odd.
     n_comps
@@ -57,7 +59,8 @@ class AESTETIK(FusionModel):
     smooth
         Whether features are reduced to what they share with their surroundings (kriging) before anything else.
     clustering
-        How the clusters of each view are found: `"gmm"` (Gaussian mixture, one covariance) or `"kmeans"`.
+        How the clusters are found: `"gmm"` (Gaussian mixture, one covariance) or `"kmeans"` of each view; `"judged"`: mixtures of the
+        RNA or of both views, whichever predict the neighbours' expression best, and of the image.
     n_latent, n_hidden, n_encoders, dropout
         Width of the code, channels of a convolution, members whose median counts, fraction of channels dropped.
     mc_passes
@@ -96,11 +99,11 @@ class AESTETIK(FusionModel):
         registry: dict[str, Any] | None = None,
         *,
         n_clusters: int = 8,
-        image_weight: float = 1.5,
+        image_weight: float | None = None,
         window_size: int = 5,
         n_comps: int | None = 20,
         smooth: bool = True,
-        clustering: Literal["gmm", "kmeans"] = "gmm",
+        clustering: Literal["judged", "gmm", "kmeans"] = "judged",
         n_latent: int = 16,
         n_hidden: int = 64,
         n_encoders: int = 3,
@@ -109,7 +112,7 @@ class AESTETIK(FusionModel):
         reference: bool = False,
     ) -> None:
         check_number("n_clusters", n_clusters, least=1, whole=True)
-        check_number("image_weight", image_weight, least=0, most=TOTAL_WEIGHT)
+        check_number("image_weight", image_weight, least=0, most=TOTAL_WEIGHT, optional=True)
         check_window(window_size)
         check_number("n_comps", n_comps, least=1, whole=True, optional=True)
         for name, value in (("n_latent", n_latent), ("n_hidden", n_hidden), ("n_encoders", n_encoders)):
@@ -120,7 +123,7 @@ class AESTETIK(FusionModel):
         check_number("mc_passes", mc_passes, least=0, whole=True, optional=True)
         check_flag("smooth", smooth)
         check_flag("reference", reference)
-        pick(tuple(CLUSTERING), clustering, "clustering")
+        pick(("judged", *CLUSTERING), clustering, "clustering")
         super().__init__(
             adata,
             registry,
@@ -138,6 +141,7 @@ class AESTETIK(FusionModel):
             reference=reference,
         )
 
+    @all_or_nothing
     def train(
         self,
         *,
@@ -198,8 +202,7 @@ class AESTETIK(FusionModel):
             batch_size = PUBLISHED_BATCH if reference else BATCH
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            inputs, clusters, data = self._prepare(views, windows, seed)
-            weights = self._weights(clusters)
+            inputs, clusters, weights, data = self._prepare(views, windows, seed)
             network = self._network(data.features.shape[1], len(views.batches) if _has_batches(views) else 0)
             settings = WindowSettings(*weights, loss, n_repeats, lambda_batch, lr, weight_decay)
             batch = torch.from_numpy(views.batch) if views.batch is not None and network.n_batches else None
@@ -224,49 +227,65 @@ class AESTETIK(FusionModel):
     # -- data ---------------------------------------------------------------------------------------------------------
 
     def _windows(self, views: Views) -> Windows:
-        if views.spatial is None and self.params_["window_size"] > 1:
-            raise ValueError(
-                "There are no coordinates in obsm['spatial'], or not for every observation: AESTETIK reads what lies around each "
-                "one. Add them, drop observations that have none, or look at single observations with window_size=1."
-            )
+        if self.params_["window_size"] > 1:
+            _check_places(views)
         windows = Windows(views, self.params_["window_size"], believe_array=self.params_["reference"])
-        _check_doubled(windows.doubled, views)
+        if not windows.placed.all():
+            warn(
+                f"{(~windows.placed).sum()} observation(s) have no coordinates: their windows hold nothing but themselves."
+            )
+        if windows.doubled.any():
+            warn(
+                f"{windows.doubled.sum()} observation(s) share their place with another one of their section, which alone is "
+                "seen by its neighbours."
+            )
         return windows
 
     def _prepare(
         self, views: Views, windows: Windows, seed: int
-    ) -> tuple[dict[str, ViewInput], np.ndarray, WindowData]:
-        """Inputs of both views, clusters of each (n x 2, -1 where it is missing) and the windows' data."""
-        smooth = self.params_["smooth"] and not self.params_["reference"]
+    ) -> tuple[dict[str, ViewInput], np.ndarray, tuple[float, float], WindowData]:
+        """Inputs of both views, clusters of each (n x 2, -1 = none), weights of both in the loss, and the windows' data."""
         inputs: dict[str, ViewInput] = {}
-        clusters = np.full((views.n_obs, 2), -1, dtype=np.int64)
-        scaled = []
-        for column, (name, x, has) in enumerate(_both(views)):
-            view, values, part = ViewInput.fit(x, has, windows, self.params_["n_comps"], smoothed=smooth)
-            inputs[name] = view
+        features, scaled = [], []
+        for name, x, has in _both(views):
+            inputs[name], found, part = ViewInput.fit(x, has, windows, self.params_["n_comps"], smoothed=self._smooth)
+            features.append(found)
             scaled.append(part)
-            clusters[has, column] = self._cluster(values[has], seed)
-            if smooth:
-                self.report_[f"signal_{name}"] = view.signal_share()
-        return inputs, clusters, _window_data(scaled, inputs, windows, views)
+            if self._smooth:
+                self.report_[f"signal_{name}"] = inputs[name].signal_share()
+        clusters, weight = self._clusters(features, windows, seed)
+        self.report_["image_weight"] = weight
+        return inputs, clusters, self._weights(clusters, weight), _window_data(scaled, inputs, windows, views)
 
-    def _cluster(self, values: np.ndarray, seed: int) -> np.ndarray:
-        k = self.params_["n_clusters"]
-        if k == 1 or not np.ptp(values, axis=0).any():
-            return np.zeros(len(values), dtype=np.int64)
+    def _clusters(self, features: list[ViewFeatures], windows: Windows, seed: int) -> tuple[np.ndarray, float]:
+        """Clusters of RNA and image (n x 2), and the image's weight: the one asked for, or the one that the data give."""
+        k, asked = self.params_["n_clusters"], self.params_["image_weight"]
+        if self.params_["clustering"] == "judged" and not self.params_["reference"]:
+            rna, image, weight, told = judged_clusters(features[0], features[1], windows.ring, k, seed)
+            self.report_ |= told
+            return np.column_stack([rna, image]), weight if asked is None else asked
         find = _cluster.bayesian_mixture if self.params_["reference"] else CLUSTERING[self.params_["clustering"]]
-        return np.unique(find(values, k, seed), return_inverse=True)[1]
+        found = [grouped(view.smooth, view.has, lambda values: find(values, k, seed)) for view in features]
+        return np.column_stack(found), EQUAL if asked is None else asked
 
-    def _weights(self, clusters: np.ndarray) -> tuple[float, float]:
-        """Weights of RNA and image; a view in one cluster has none, as there is nothing in it to keep apart."""
-        weight = self.params_["image_weight"]
-        several = clusters.max(axis=0) > 0
-        if self.params_["n_clusters"] > 1 and not several.all():
-            for name in np.array(["RNA", "image"])[~several]:
-                warn(f"The {name} view falls into a single cluster: it has no weight in the loss.")
-        if self.params_["n_clusters"] == 1 or not several.any():
+    def _weights(self, clusters: np.ndarray, weight: float) -> tuple[float, float]:
+        """Weights of RNA and image; a view in one cluster has none, as there is nothing in it to keep apart.
+
+        Where nothing would have any weight then, windows are rebuilt all the same.
+        """
+        rna, image = clusters.max(axis=0) > 0
+        weights = (TOTAL_WEIGHT - weight) * bool(rna), weight * bool(image)
+        if not any(weights):
             return TOTAL_WEIGHT - weight, weight
-        return (TOTAL_WEIGHT - weight) * bool(several[0]), weight * bool(several[1])
+        for name, several in (("RNA", rna), ("image", image)):
+            if not several:
+                warn(f"The {name} view falls into a single cluster: it has no weight in the loss.")
+        return weights
+
+    @property
+    def _smooth(self) -> bool:
+        """Whether features are smoothed; an observation alone has nothing to be smoothed by."""
+        return self.params_["smooth"] and not self.params_["reference"] and self.params_["window_size"] > 1
 
     def _network(self, n_features: int, n_batches: int) -> WindowAutoencoder:
         return WindowAutoencoder(
@@ -304,19 +323,21 @@ class AESTETIK(FusionModel):
     @torch.no_grad()
     def _encode(self, network: WindowAutoencoder, data: WindowData, rows: Tensor) -> np.ndarray:
         """Codes of some rows, NaN in the others."""
-        passes = self.params_["mc_passes"]
+        passes, reference = self.params_["mc_passes"], self.params_["reference"]
         if passes is None:
-            passes = PUBLISHED_PASSES if self.params_["reference"] else 0
+            passes = PUBLISHED_PASSES if reference else 0
         out = np.full((data.features.shape[0], self.params_["n_latent"]), np.nan, dtype=np.float32)
-        # training mode moves the moments of a BatchNorm: on a copy
         encoder = copy.deepcopy(network.encoder).train(passes > 0)
+        n_parts = -(-rows.numel() // (PUBLISHED_BATCH if passes else BLOCK))
         with torch.random.fork_rng():
             torch.manual_seed(self.seed_)
-            for part in rows.split(PUBLISHED_BATCH if passes else BLOCK):
-                windows = data.windows(part)
-                code = encoder(windows)
+            for part in rows.tensor_split(max(1, n_parts)):
+                # published: by the moments of what is coded; a single row has none
+                encoder.norm.train(reference and passes > 0 and part.numel() > 1)
+                pooled = encoder.pooled(data.windows(part))
+                code = encoder.code(pooled)
                 for _ in range(passes - 1):
-                    code += encoder(windows)
+                    code += encoder.code(pooled)
                 out[part.numpy()] = (code / max(1, passes)).numpy()
         return out
 
@@ -349,11 +370,10 @@ class AESTETIK(FusionModel):
         return {"n_out": sizes, "n_batches": network.n_batches, "n_centers": len(centers)}
 
     def _build(self, architecture: dict[str, Any]) -> nn.ModuleDict:
-        smooth = self.params_["smooth"] and not self.params_["reference"]
         module = nn.ModuleDict()
         for name in VIEWS:
             n_out = architecture["n_out"][name]
-            module[name] = ViewInput(self.n_features_[name], self.params_["n_comps"], n_out, smoothed=smooth)
+            module[name] = ViewInput(self.n_features_[name], self.params_["n_comps"], n_out, smoothed=self._smooth)
         module["network"] = self._network(sum(architecture["n_out"].values()), architecture["n_batches"])
         empty = torch.zeros(architecture["n_centers"], self.params_["n_latent"])
         module["centers"] = nn.ParameterList([nn.Parameter(empty, requires_grad=False)])
@@ -405,19 +425,24 @@ def _same_groups(one: np.ndarray, other: np.ndarray | None) -> bool:
     return len(pairs) == len(np.unique(one)) == len(np.unique(other))
 
 
-def _check_doubled(doubled: np.ndarray, views: Views) -> None:
-    """Tell of observations in one place; many of them in a single section are sections on top of each other."""
-    if not doubled.any() or views.spatial is None:
+def _check_places(views: Views) -> None:
+    """Refuse data without coordinates, and sections on top of each other that count as one."""
+    if views.places is None:
+        raise ValueError(
+            "There are no coordinates in obsm['spatial']: AESTETIK reads what lies around each observation. Add them, or look at "
+            "single observations with window_size=1."
+        )
+    if views.library_key is not None:
         return
-    for _, _, has in _both(views):
-        # of one view: the other one may have been measured on the same places as observations of its own
-        stacked = has.sum() - len(np.unique(views.spatial[has], axis=0))
-        if len(views.sections) == 1 and stacked > STACKED * has.sum():
-            raise ValueError(
-                f"{stacked} of {has.sum()} observations lie where another one lies, though all count as one section: if there "
-                "are several sections, say with library_key= which obs column tells them apart."
-            )
-    warn(
-        f"{doubled.sum()} observation(s) share their place with another one of their section, which alone is seen by its "
-        "neighbours."
-    )
+    for places in (views.places, views.array):
+        for _, _, has in _both(views):
+            # of one view: the other one may have been measured on the same places as observations of its own
+            there = np.empty((0, 2)) if places is None else places[has]
+            there = there[np.isfinite(there).all(1)]
+            stacked = len(there) - len(np.unique(there[:, 0] + 1j * there[:, 1]))
+            # one pair is an accident
+            if stacked > max(1, STACKED * len(there)):
+                raise ValueError(
+                    f"{stacked} of {len(there)} observations lie where another one lies, though all count as one section: if there are "
+                    "several sections, say with library_key= which obs column tells them apart; if not, name a column with one value."
+                )

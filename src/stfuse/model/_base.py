@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -55,6 +56,23 @@ def fill_other(image: np.ndarray, rna: np.ndarray, views: Views) -> tuple[np.nda
         np.where(views.has_image[:, None], image, rna),
         np.where(views.has_rna[:, None], rna, image),
     )
+
+
+def all_or_nothing[**P](train: Callable[P, None]) -> Callable[P, None]:
+    """Leave a model as it was, its former training included, where training it fails or is interrupted."""
+
+    @wraps(train)
+    def whole(*args: P.args, **kwargs: P.kwargs) -> None:
+        model = vars(args[0])
+        before = dict(model)
+        try:
+            train(*args, **kwargs)
+        except BaseException:
+            model.clear()
+            model.update(before)
+            raise
+
+    return whole
 
 
 @contextmanager
@@ -199,7 +217,7 @@ class FusionModel(BaseModelClass):
         """Sizes from which `_build` can make the module again."""
 
     def _begin(self, seed: int) -> Views:
-        self.seed_, self.report_ = seed, {}
+        self.seed_, self.report_, self.batch_means_ = seed, {}, {}
         views = self._views(None)
         self.n_features_ = {"image": views.image.shape[1], "rna": views.rna.shape[1]}
         return self._centred(views, fit=True)

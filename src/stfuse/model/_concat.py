@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
 from anndata import AnnData
-from torch import Tensor, nn
 
-from stfuse._views import Views
-from stfuse.model._base import Codes, FusionModel
+from stfuse.model._components import ComponentModel
 from stfuse.model._pcca import check_flags, check_widths
-from stfuse.module.scaling import ViewScaler, whiten_rows
 
 
-class Concat(FusionModel):
+class Concat(ComponentModel):
     """Principal components of both views side by side, each view divided by its size.
 
     Nothing is aligned and nothing is shared, which is hard to beat when every observation has both views. A missing view is
@@ -49,7 +44,6 @@ class Concat(FusionModel):
     """
 
     _method = "concat"
-    module: nn.ModuleDict | None
 
     def __init__(
         self,
@@ -71,36 +65,4 @@ class Concat(FusionModel):
         seed
             Kept for the record; nothing here is random.
         """
-        views = self._begin(seed)
-        parts = {}
-        for name, x, has in (("image", views.image, views.has_image), ("rna", views.rna, views.has_rna)):
-            rows = np.flatnonzero(has)
-            parts[name] = ViewScaler.fit(x, rows, self.params_["n_components"], self.params_["scale"])
-        self._finish(nn.ModuleDict(parts))
-
-    @torch.no_grad()
-    def _codes(self, views: Views) -> Codes:
-        if self.module is None:
-            raise RuntimeError("Concat is not trained yet: call .train() first.")
-        blocks = []
-        for name, x, has in (("image", views.image, views.has_image), ("rna", views.rna, views.has_rna)):
-            scaler = self.module[name]
-            if not isinstance(scaler, ViewScaler):
-                raise TypeError(name)
-            block: Tensor = torch.zeros(views.n_obs, scaler.sd.numel())
-            if x.shape[1]:
-                size = scaler.sd.square().sum().sqrt()
-                block = torch.where(torch.from_numpy(has)[:, None], whiten_rows(scaler, x) * scaler.sd / size, block)
-            blocks.append(block.numpy())
-        fused = np.hstack(blocks).astype(np.float32)
-        fused[~(views.has_image | views.has_rna)] = np.nan
-        return Codes(fused=fused)
-
-    def _architecture(self) -> dict[str, Any]:
-        if self.module is None:
-            raise RuntimeError("Concat is not trained yet: call .train() first.")
-        shapes = {name: self.module[name].get_buffer("components").shape for name in self.module}
-        return {name: [int(n) for n in shape] for name, shape in shapes.items()}
-
-    def _build(self, architecture: dict[str, Any]) -> nn.ModuleDict:
-        return nn.ModuleDict({name: ViewScaler(*shape) for name, shape in architecture.items()})
+        self._fit_components(self._begin(seed))

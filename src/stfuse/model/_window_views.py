@@ -10,6 +10,7 @@ from stfuse._kriging import Kriging
 from stfuse._lattice import as_array
 from stfuse._views import Views
 from stfuse._windows import cells_of_window, doubled, section_lattices, window_table
+from stfuse.model._window_clusters import ViewFeatures
 from stfuse.module.scaling import CHUNK, ViewScaler
 
 KRIGING = ("mean", "signal", "noise", "length")
@@ -21,18 +22,23 @@ class Windows:
     def __init__(self, views: Views, window_size: int, *, believe_array: bool = False) -> None:
         """``believe_array`` takes places on the array as cells, whatever lattice they form, as the published package does."""
         half = window_size // 2
-        self.doubled = np.zeros(views.n_obs, dtype=bool)
-        if window_size == 1 or views.spatial is None:
+        self.doubled, self.placed = np.zeros(views.n_obs, dtype=bool), np.ones(views.n_obs, dtype=bool)
+        if window_size == 1 or views.places is None:
             self.table = np.arange(views.n_obs, dtype=np.int32)[:, None]
+            self.ring = self.table[:, :0]
             self.groups: list[tuple[np.ndarray, np.ndarray]] = []
             return
         if believe_array and views.array is not None:
             self.lattices = {code: as_array(views.array[views.section == code]) for code in np.unique(views.section)}
         else:
-            self.lattices = section_lattices(views.spatial, views.section, views.array)
+            self.lattices = section_lattices(views.places, views.section, views.array)
         self.doubled = doubled(views.section, self.lattices)
-        square = window_table(views.spatial, views.section, window_size, views.array, lattices=self.lattices)
+        for code, lattice in self.lattices.items():
+            self.placed[views.section == code] = lattice.placed
+        square = window_table(views.places, views.section, window_size, views.array, lattices=self.lattices)
         self.table = square.reshape(views.n_obs, -1)
+        # the cells next to the middle
+        self.ring = np.delete(square[:, half - 1 : half + 2, half - 1 : half + 2].reshape(views.n_obs, 9), 4, axis=1)
         # itself first, as kriging wants it
         middle = half * window_size + half
         order = np.r_[middle, np.delete(np.arange(window_size**2), middle)]
@@ -68,15 +74,15 @@ class ViewInput(nn.Module):
     @classmethod
     def fit(
         cls, x: np.ndarray, has: np.ndarray, windows: Windows, n_comps: int | None, *, smoothed: bool
-    ) -> tuple[ViewInput, np.ndarray, np.ndarray]:
-        """Estimate on the training data; return also its features before and after scaling to 0..1."""
+    ) -> tuple[ViewInput, ViewFeatures, np.ndarray]:
+        """Estimate on the training data; return also its components, and the features scaled to 0..1."""
         scaler = None
         if n_comps is not None and x.shape[1] > n_comps:
             scaler = ViewScaler.fit(x, np.flatnonzero(has), n_comps)
         width = x.shape[1] if scaler is None else scaler.sd.numel()
         out = cls(x.shape[1], n_comps, width, smoothed=smoothed)
         out.scaler = scaler
-        values = out._components(x, has)
+        raw = values = out._components(x, has)
         low, high = values[has].min(0), values[has].max(0)
         out.low.copy_(torch.from_numpy(low))
         out.span.copy_(torch.from_numpy(np.where(high > low, high - low, 1.0)))
@@ -87,7 +93,7 @@ class ViewInput(nn.Module):
             values = out._smooth(values, has, windows)
         scaled = out._scaled(values)
         out.typical.copy_(torch.from_numpy(np.median(scaled[has], axis=0)))
-        return out, values, scaled
+        return out, ViewFeatures(raw, values, has), scaled
 
     def _components(self, x: np.ndarray, has: np.ndarray) -> np.ndarray:
         if self.scaler is None:
@@ -109,7 +115,8 @@ class ViewInput(nn.Module):
     def signal_share(self) -> float:
         """Share of the features' variance that they have in common with their surroundings."""
         signal, noise = self.get_buffer("signal"), self.get_buffer("noise")
-        return float(signal.sum() / (signal + noise).sum())
+        total = float((signal + noise).sum())
+        return float(signal.sum()) / total if total > 0 else 0.0
 
     @torch.no_grad()
     def transform(self, x: np.ndarray, has: np.ndarray, windows: Windows) -> np.ndarray:

@@ -18,9 +18,7 @@ def kernel_size(window_size: int) -> int:
 
 def _pooled(n_conv: int, kernel: int, truncate: bool) -> list[Tensor]:
     """Positions along one side that each pooled cell sees; ``truncate`` drops the rest that fills no whole cell."""
-    starts = range(
-        0, n_conv - kernel + 1 if truncate else max(1, n_conv - (kernel - STRIDE if kernel > STRIDE else 0)), STRIDE
-    )
+    starts = range(0, n_conv - kernel + 1 if truncate else n_conv, STRIDE)
     return [torch.arange(start, min(start + kernel, n_conv)) for start in starts]
 
 
@@ -105,15 +103,22 @@ class WindowEncoder(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         """Windows (batch x cells x features) to codes (batch x latent)."""
+        return self.code(self.pooled(windows))
+
+    def pooled(self, windows: Tensor) -> Tensor:
+        """Windows to pooled channels (batch x channels x pooled cells); nothing in it is random."""
         n, n_positions = windows.shape[0], self.columns.numel() // self.conv.weight[0, 0].numel()
         under = windows[:, self.columns].reshape(n * n_positions, -1)
         weight = self.conv.weight.permute(2, 3, 1, 0).reshape(under.shape[1], -1)
         h = self.norm(under @ weight + self.conv.get_parameter("bias"))
         h = h.reshape(n, n_positions, -1)
+        return torch.stack([h[:, cell].max(1).values for cell in self.cells], 2).relu()
+
+    def code(self, pooled: Tensor) -> Tensor:
+        """Pooled channels to codes."""
         # a channel is dropped in the whole window; dropping commutes with rectifying and pooling
-        pooled = torch.stack([h[:, cell].max(1).values for cell in self.cells], 2).relu()
         pooled = F.dropout(torch.ones_like(pooled[:, :, :1]), self.dropout, self.training) * pooled
-        parts = pooled.reshape(n, self.n_members, -1).unbind(1)
+        parts = pooled.reshape(pooled.shape[0], self.n_members, -1).unbind(1)
         return _median([head(part) for head, part in zip(self.heads, parts, strict=True)])
 
 

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_encoders": ["encoders"],
         "_hide_pairs": ["hide_pairs"],
         "_image_features": ["image_features"],
+        "_neighbor_mean": ["neighbor_mean"],
         "_normalize_stain": ["normalize_stain"],
         "_recipe": ["rna_features"],
         "_recipe_cross_sample": ["recipe_cross_sample"],

@@ -28,8 +28,8 @@ def private_adata(views: Views, keys: dict[str, Any]) -> AnnData:
     adata = AnnData(obs=obs)
     adata.obsm[keys["image_key"]] = views.image
     adata.obsm[keys["rna_key"]] = views.rna
-    if views.spatial is not None:
-        adata.obsm[_keys.SPATIAL] = views.spatial
+    if views.places is not None:
+        adata.obsm[_keys.SPATIAL] = views.places
     if views.array is not None:
         adata.obs[list(_keys.ARRAY[0])] = views.array
     return adata

@@ -54,10 +54,6 @@ class Grid:
         """Whether an argument of the batch correction is among the names."""
         return any(_step(name) == CORRECTION for name in self.values)
 
-    def of_method(self, argument: str) -> list[Any]:
-        """Give the values of one argument of the method, none where the grid does not have it."""
-        return self.values.get(argument, [])
-
     def combinations(self) -> list[Combination]:
         """Give all combinations; neighbours in the list share as many early steps as there can be."""
         found = []
@@ -73,7 +69,8 @@ class Grid:
     def columns(self, combinations: list[Combination]) -> dict[str, Any]:
         """Give one column of the table for each name, in types that h5ad holds: numbers, booleans, or else text."""
         return {
-            name: _column([c.values[name] for c in combinations], self.values[name]) for name in sorted_names(self.values)
+            name: _column([c.values[name] for c in combinations], self.values[name])
+            for name in sorted_names(self.values)
         }
 
 
@@ -102,11 +99,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.integer | np.floating)
 
 
-def parameters_of(method: Any) -> list[str]:
-    """Look a method up, and name the arguments of its function in ``tl``."""
-    return list(signature_of(method))
-
-
 def signature_of(method: Any) -> dict[str, inspect.Parameter]:
     """Look a method up, and give the parameters of its function in ``tl`` by name."""
     from stfuse import tl
@@ -125,8 +117,8 @@ def check_fixed(fixed: Mapping[str, Any], method: str) -> None:
     for name in fixed:
         if name in OWN:
             raise ValueError(f"{name}= is given to stfuse.tl.{method} by tune itself: leave it out.")
-        if name not in parameters_of(method):
-            there = [p for p in parameters_of(method) if p not in OWN]
+        if name not in signature_of(method):
+            there = [p for p in signature_of(method) if p not in OWN]
             raise TypeError(
                 f"{name!r} is no argument of tune or of stfuse.tl.{method}.{did_you_mean(name, there)} The latter takes "
                 f"{_read.listing(there)}."
@@ -144,7 +136,9 @@ def read_grid(grid: Any, method: str, fixed: Mapping[str, Any]) -> Grid:
     if not isinstance(grid, Mapping):
         raise TypeError(f"grid must be a dict of lists, argument to values, got {grid!r}.")
     if not grid:
-        raise ValueError("grid is empty: name at least one argument and the values to try, {'domains.refine': [True, False]}.")
+        raise ValueError(
+            "grid is empty: name at least one argument and the values to try, {'domains.refine': [True, False]}."
+        )
     values = {}
     for name, tried in grid.items():
         _check_name(name, method, fixed)
@@ -158,8 +152,10 @@ def _check_name(name: Any, method: str, fixed: Mapping[str, Any]) -> None:
     step = _step(name)
     argument = name.removeprefix(f"{step}.")
     if name in fixed:
-        raise ValueError(f"{name!r} is in the grid and given as an argument too ({name}={fixed[name]!r}): leave one out.")
-    own = [p for p in parameters_of(method) if p not in OWN]
+        raise ValueError(
+            f"{name!r} is in the grid and given as an argument too ({name}={fixed[name]!r}): leave one out."
+        )
+    own = [p for p in signature_of(method) if p not in OWN]
     if argument in (STEPS[step] if step else own):
         return
     if not step and argument in OWN:

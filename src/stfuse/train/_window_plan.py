@@ -30,11 +30,12 @@ class WindowTargets:
 
 
 class WindowBatches:
-    """Shuffled rows of an epoch, dealt out in batches of nearly equal size; several processes take turns."""
+    """Shuffled rows of an epoch, dealt out in batches of nearly equal size, two rows at least; processes take turns."""
 
     def __init__(self, data: WindowData, targets: WindowTargets, rows: Tensor, batch_size: int, seed: int) -> None:
         self.data, self.targets, self.rows, self.seed = data, targets, rows, seed
-        self.n_batches = max(1, -(-rows.numel() // batch_size))
+        # a single row has no moments to be normalised by
+        self.n_batches = max(1, min(-(-rows.numel() // batch_size), rows.numel() // 2))
         self.epoch, self.rank, self.world = 0, 0, 1
 
     def to(self, device: torch.device) -> None:

@@ -1,0 +1,113 @@
+"""Clusters that a spatial code is to keep apart, and how much the image has to say.
+
+Expression of the neighbours is the judge: it was measured apart from an observation's own, so that noise that a clustering
+follows does not help it. A grouping is as good as the groups around an observation predict its expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from stfuse import _cluster
+
+EQUAL = 1.5  # weight of the image where both views count alike
+STARTS = 10  # of each mixture
+FEW = 20  # rows with both views from which a joint clustering can be judged
+
+
+class ViewFeatures(NamedTuple):
+    """Components of a view (n x d) as they are and reduced to what neighbours share, and the rows that have it."""
+
+    raw: np.ndarray
+    smooth: np.ndarray
+    has: np.ndarray
+
+
+def predicted_share(labels: np.ndarray, values: np.ndarray, neighbors: np.ndarray) -> float:
+    """How well the groups around an observation predict its values: squared correlation, mean over the columns.
+
+    ``labels`` are 0..k-1 or -1 (no group, left out), ``values`` n x d, ``neighbors`` n x m rows (-1 = none, and never the row
+    itself). A group predicts its mean.
+    """
+    labelled = labels >= 0
+    n_groups = int(labels.max()) + 1
+    member = np.zeros((len(labels), n_groups))
+    member[np.flatnonzero(labelled), labels[labelled]] = 1
+    around = np.zeros_like(member)
+    for column in neighbors.T:
+        there = column >= 0
+        around[there] += member[column[there]]
+    known = labelled & (around.sum(1) > 0)
+    if known.sum() < 3:
+        return 0.0
+    means = member[labelled].T @ values[labelled] / np.maximum(member.sum(0), 1)[:, None]
+    predicted = around[known] @ means / around[known].sum(1, keepdims=True)
+    a, b = predicted - predicted.mean(0), values[known] - values[known].mean(0)
+    scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
+    correlation = np.divide((a * b).sum(0), scale, out=np.zeros(len(scale)), where=scale > 0)
+    return float((np.clip(correlation, 0, None) ** 2).mean())
+
+
+def judged_clusters(
+    rna: ViewFeatures, image: ViewFeatures, neighbors: np.ndarray, n_clusters: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, float, dict[str, float]]:
+    """Clusters for the RNA's and for the image's triplets, the image's weight in the loss (of 3), and what was found.
+
+    The image's are those of its smoothed features. The RNA's are of its own smoothed features, or of both views together, smoothed or
+    as they are, whichever predict the neighbours' expression best. The weight is that of equal views times the share of this
+    prediction that the image's clusters reach.
+    """
+    both = rna.has & image.has
+    judge = np.where(both if both.sum() >= FEW else rna.has, 0, -1)
+
+    def share(labels: np.ndarray) -> float:
+        return predicted_share(np.where(judge < 0, -1, labels), np.nan_to_num(rna.raw), neighbors)
+
+    report: dict[str, float] = {}
+    labels = _clusters(rna.smooth, rna.has, n_clusters, seed, STARTS)
+    report["predicted_rna"] = best = share(labels)
+    if both.sum() >= max(FEW, 0.5 * rna.has.sum(), n_clusters):
+        pairs = {
+            "both": _beside(rna.raw, image.raw, rna, image),
+            "both_smooth": _beside(rna.smooth, image.smooth, rna, image),
+        }
+        for name, values in pairs.items():
+            # their likelihood counts what the image's features say as much as expression: each start is judged
+            starts = np.random.SeedSequence(seed).generate_state(STARTS)
+            found = [_clusters(values, both, n_clusters, int(start), 1) for start in starts]
+            told = [share(each) for each in found]
+            report[f"predicted_{name}"] = max(told)
+            if max(told) > best:
+                best, labels = max(told), found[int(np.argmax(told))]
+    of_image = _clusters(image.smooth, image.has, n_clusters, seed, STARTS)
+    report["predicted_image"] = share(of_image)
+    weight = EQUAL * min(1.0, report["predicted_image"] / best) if best > 0 else EQUAL
+    return labels, of_image, weight, report
+
+
+def _beside(a: np.ndarray, b: np.ndarray, rna: ViewFeatures, image: ViewFeatures) -> np.ndarray:
+    """Both views side by side, in units of the standard deviation before smoothing."""
+    parts = []
+    for values, view in ((a, rna), (b, image)):
+        sd = view.raw[view.has].std(0)
+        parts.append(values / np.where(sd > 0, sd, 1))
+    return np.hstack(parts)
+
+
+def _clusters(values: np.ndarray, rows: np.ndarray, n_clusters: int, seed: int, n_init: int) -> np.ndarray:
+    """Mixture clusters of some rows, the likeliest of several starts."""
+    return grouped(
+        values, rows, lambda there: _cluster.gmm(there, n_clusters, seed, n_init) if n_clusters > 1 else None
+    )
+
+
+def grouped(values: np.ndarray, rows: np.ndarray, find: Callable[[np.ndarray], np.ndarray | None]) -> np.ndarray:
+    """Clusters of some rows, numbered without gaps; -1 elsewhere. Rows that are all alike are one cluster."""
+    out = np.full(len(values), -1)
+    there = values[rows]
+    found = find(there) if np.ptp(there, axis=0).any() else None
+    out[rows] = 0 if found is None else np.unique(found, return_inverse=True)[1]
+    return out
