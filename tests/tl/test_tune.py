@@ -99,12 +99,11 @@ def test_copy_names_and_own_results(adata, assert_same):
         stfuse.tl.tune(adata, "concat", key_added="a/b", **CALL)
 
 
-def test_columns_hold_numbers_booleans_or_text(adata):
+def test_columns_hold_numbers_booleans_or_text():
     grid = read_grid({"rna_key": ["X_pca"], "scale": [None, True], "domains.n_neighbors_refine": [4, 6]}, "concat", {})
     columns = pd.DataFrame(grid.columns(grid.combinations()))
     assert columns.dtypes["domains.n_neighbors_refine"] == np.int64
     assert columns["scale"].tolist() == ["None", "None", "True", "True"]
-    adata.uns["table"] = columns
     numbers = read_grid({"image_weight": [0, 1.5], "reference": [True, False]}, "aestetik", {})
     assert pd.DataFrame(numbers.columns(numbers.combinations())).dtypes.tolist() == [np.float64, bool]
 

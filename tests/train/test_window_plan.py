@@ -52,14 +52,12 @@ def literal_loss(plan, rows, n_repeats, loss, weights):
     parts = (slice(0, N_RNA), slice(N_RNA, None))
     for view, (columns, weight) in enumerate(zip(parts, weights, strict=True)):
         triplets = draw_triplets(clusters[rows, view], n_repeats, generator)
-        hinges = []
-        for anchor, positive, negative in zip(*(part.tolist() for part in triplets), strict=True):
-            a, p, n = (plan.module.encoder(data.windows(rows[[row]])) for row in (anchor, positive, negative))
-            hinges.append((F.pairwise_distance(a, p) - F.pairwise_distance(a, n) + 1).clamp(min=0))
+        a, p, n = (plan.module.encoder(data.windows(rows[part])) for part in triplets)
+        hinges = (F.pairwise_distance(a, p) - F.pairwise_distance(a, n) + 1).clamp(min=0)
         apart = rebuilt[..., columns] - windows[..., columns]
         apart = apart[data.has[rows, view]]
         error = apart.abs().mean() if loss == "l1" else apart.square().mean()
-        total = total + weight * (error + torch.cat(hinges).mean())
+        total = total + weight * (error + hinges.mean())
     return total
 
 
