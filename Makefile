@@ -1,4 +1,5 @@
-# make demo      the tour: real tissue -> fused domains -> demo_output/report.html; with a network: ARGS='--encoder efficientnet-lite0'
+# make demo      the tour: real tissue -> fused domains -> demo_output/report.html
+#                with another method: ARGS='--method aestetik'; with a network: ARGS='--encoder efficientnet-lite0'
 # make test      the test suite without its slow part; everything: make test ARGS='-m ""'
 # make lint types docs clean
 #

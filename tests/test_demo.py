@@ -1,4 +1,5 @@
 import logging
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -8,10 +9,13 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import stfuse
+from stfuse import _registry
 from stfuse.__main__ import main
-from stfuse._demo import _html, _pipeline, _report, _tissue, _tour, _words
+from stfuse._demo import _aestetik, _cameo, _html, _methods, _pipeline, _report, _tissue, _tour, _words
+from stfuse._demo._methods import METHODS
 
 
 def small_tissue(n_obs: int = 240, seed: int = 0) -> ad.AnnData:
@@ -57,27 +61,45 @@ class Page(HTMLParser):
             self.alts.append(given.get("alt", ""))
 
 
-@pytest.fixture(scope="module")
-def toured(tmp_path_factory):
-    out = tmp_path_factory.mktemp("demo")
+@pytest.fixture(scope="module", params=METHODS)
+def toured(request, tmp_path_factory):
+    out, method = tmp_path_factory.mktemp(request.param), request.param
     data, lines = small_tissue(), []
+    if method == "aestetik":
+        # only here, so that a report without individuals is written as well
+        data.obs["individual"] = data.obs["section"].cat.rename_categories(["1", "2"])
     before = data.copy()
-    settings = _tour.Settings(seed=3, n_clusters=3, max_epochs=2, n_permutations=20)
+    # of an earlier run
+    (out / "deep" / "er").mkdir(parents=True)
+    (out / "deep" / "er" / "search_D9.png").write_bytes(b"")
+    settings = _tour.Settings(method=method, seed=3, n_clusters=3, max_epochs=2, n_permutations=20)
     report = _pipeline.run(out / "deep" / "er", settings, data=data, say=lines.append)
     return SimpleNamespace(
-        out=report.parent, data=data, before=before, lines=lines, settings=settings, text=report.read_text("utf-8")
+        method=method,
+        out=report.parent,
+        data=data,
+        before=before,
+        lines=lines,
+        settings=settings,
+        text=report.read_text("utf-8"),
     )
+
+
+VIEWS_MADE = {
+    "cameo": {"X_pca", "X_cameo", "X_cameo_image", "X_cameo_rna"},
+    "aestetik": {"X_pca", "X_image_pca", "X_pca_harmony", "X_image_pca_harmony", "X_aestetik"},
+}
 
 
 def test_writes_object_that_holds_everything(toured):
-    adata = ad.read_h5ad(toured.out / "mob.h5ad")
-    assert {"X_image", "X_pca", "X_cameo", "X_cameo_image", "X_cameo_rna", "score_progeny", "padj_progeny"} <= set(
-        adata.obsm
-    )
-    assert list(adata.obs["cameo_domain"].cat.categories) == ["D1", "D2", "D3"]
-    assert {"cameo", "spatial", "rank_genes_groups", "cameo_domain_nhood_enrichment"} <= set(adata.uns)
+    adata, method = ad.read_h5ad(toured.out / "mob.h5ad"), toured.method
+    made = VIEWS_MADE[method] | {"spatial", "X_image", "score_progeny", "padj_progeny"}
+    assert made <= set(adata.obsm)
+    assert list(adata.obs[f"{method}_domain"].cat.categories) == ["D1", "D2", "D3"]
+    assert {method, "spatial", "rank_genes_groups", f"{method}_domain_nhood_enrichment"} <= set(adata.uns)
     assert {"spatial_connectivities", "spatial_distances"} <= set(adata.obsp)
-    assert adata.uns["cameo"]["seed"] == 3
+    assert adata.uns[method]["seed"] == 3
+    assert adata.uns[method]["params"]["max_epochs"] == 2
     assert (adata.X != toured.before.X).nnz == 0
     # the graph stays inside sections
     rows, columns = adata.obsp["spatial_connectivities"].nonzero()
@@ -85,6 +107,41 @@ def test_writes_object_that_holds_everything(toured):
     assert (section[rows] == section[columns]).all()
     padj = adata.obsm["padj_progeny"].to_numpy()
     assert ((padj >= 0) & (padj <= 1)).all()
+
+
+def test_object_holds_what_the_report_says(toured):
+    obs = ad.read_h5ad(toured.out / "mob.h5ad").obs
+    domain = obs[f"{toured.method}_domain"]
+    fused = re.search(r'<th scope="row">Fused \((\w+)\)</th>(.*?)</tr>', toured.text)
+    assert fused[1].lower() == toured.method
+    numbers = [float(cell.replace("−", "-")) for cell in re.findall(r">(−?[\d.]+)</td>", fused[2])]
+    expected = [adjusted_rand_score(obs["layer"], domain), normalized_mutual_info_score(obs["layer"], domain)]
+    if "individual" in obs:
+        expected.append(adjusted_rand_score(obs["individual"], domain))
+    np.testing.assert_allclose(numbers, expected, atol=5.1e-4)
+    assert ("individual" in obs) == ("Individual (ARI)" in toured.text) == ("come from two mice" in toured.text)
+    for name, size in domain.value_counts().items():
+        assert re.search(rf'<th scope="row">{name}[^<]*</th><td class="number">{size}</td>', toured.text)
+
+
+def test_report_speaks_of_its_method_alone(toured):
+    titles = {name: _registry.get(name).title for name in METHODS}
+    assert titles.pop(toured.method) in toured.text
+    words = re.sub(r"base64,[^\"]+", "", toured.text)
+    assert not [name for name in (*titles, *titles.values()) if name in words]
+    named = set(re.findall(r"stfuse\.(pp|tl|pl)\.(\w+)", words))
+    assert ("tl", toured.method) in named
+    for space, function in named:
+        assert callable(getattr(getattr(stfuse, space), function))
+    assert compile(_methods.route(_tour.Tour(toured.settings, toured.data)).go_on, "go on", "exec")
+
+
+def test_search_is_for_methods_with_shared_codes(toured):
+    page, shared = Page(toured.text), _registry.get(toured.method).shared
+    assert ("search" in page.ids) == shared
+    assert ("finds RNA of its own layer" in toured.text) == shared
+    assert any("Search RNA" in line for line in toured.lines) == shared
+    assert bool(list(toured.out.glob("search_*.png"))) == shared
 
 
 def test_users_object_is_left_alone(toured):
@@ -96,13 +153,15 @@ def test_users_object_is_left_alone(toured):
 
 def test_says_a_line_a_step(toured):
     steps = [line for line in toured.lines if line.startswith("[")]
-    assert len(steps) == len(_pipeline.STEPS) + 2
+    # one method searches, the other prepares its views
+    assert [line[:7] for line in steps] == [f"[{number:2d}/11]" for number in range(1, 12)]
     assert str(toured.out / "report.html") in toured.lines[-1]
 
 
 def test_figures_are_png(toured):
     names = {"tissue_section1", "tissue_section2", "rivals", "comparison", "history", "neighbours", "pathways"}
-    names |= {"top_pathway", "markers", "search_D1", "search_D2", "search_D3"}
+    names |= {"top_pathway", "markers"}
+    names |= {"search_D1", "search_D2", "search_D3"} if toured.method == "cameo" else set()
     assert {path.stem for path in toured.out.glob("*.png")} == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in toured.out.glob("*.png"))
 
@@ -134,13 +193,15 @@ def test_report_is_honest_about_labels_and_genes(toured):
     assert "Few genes carry this" in toured.text
 
 
-def test_same_seed_same_codes(toured, tmp_path):
+def test_same_seed_same_codes(toured):
     tour = _tour.Tour(toured.settings, small_tissue())
-    for _, step in _pipeline.STEPS[:3]:
+    for title, step in _pipeline.steps_of(tour):
         step(tour)
-    first = ad.read_h5ad(toured.out / "mob.h5ad")
-    np.testing.assert_array_equal(tour.adata.obsm["X_cameo"], first.obsm["X_cameo"])
-    assert tour.domains.astype(str).tolist() == first.obs["cameo_domain"].astype(str).tolist()
+        if title.startswith("Find domains"):
+            break
+    first, code = ad.read_h5ad(toured.out / "mob.h5ad"), f"X_{toured.method}"
+    np.testing.assert_array_equal(tour.adata.obsm[code], first.obsm[code])
+    assert tour.domains.astype(str).tolist() == first.obs[f"{toured.method}_domain"].astype(str).tolist()
 
 
 def rings(labels: list[str]) -> ad.AnnData:
@@ -224,12 +285,12 @@ def test_search_matches_a_literal_loop():
     ("ours", "said"), [(0.7, "more than any"), (0.5, "as much as the best"), (0.3, "Here it does not")]
 )
 def test_the_verdict_follows_the_numbers(ours, said):
-    scores = pd.DataFrame({"ARI": [ours, 0.5, 0.2, 0.4]}, ["Fused (CAMEO)", "RNA alone", "Image alone", "Side by side"])
+    scores = pd.DataFrame({"ARI": [ours, 0.5, 0.2, 0.4]}, ["Fused", "RNA alone", "Image alone", "Side by side"])
     assert said in _words.score_words(scores)
 
 
 def test_another_winner_of_the_second_score_is_told():
-    scores = pd.DataFrame({"ARI": [0.7, 0.5], "NMI": [0.5, 0.6]}, ["Fused (CAMEO)", "RNA alone"])
+    scores = pd.DataFrame({"ARI": [0.7, 0.5], "NMI": [0.5, 0.6]}, ["Fused", "RNA alone"])
     assert "puts RNA alone first (0.60 against 0.50 for the fused code)" in _words.score_words(scores)
     assert "second score" not in _words.score_words(scores.assign(NMI=scores["ARI"]))
 
@@ -255,7 +316,7 @@ def test_groups_are_matched_to_layers_one_to_one():
 
 @pytest.mark.parametrize(("second", "said"), [(0.5, "same however many"), (0.7, "depends on how many")])
 def test_winners_are_told_for_every_number_of_domains(second, said):
-    by_number = pd.DataFrame({4: [0.6, 0.5], 5: [0.6, second]}, ["Fused (CAMEO)", "RNA alone"])
+    by_number = pd.DataFrame({4: [0.6, 0.5], 5: [0.6, second]}, ["Fused", "RNA alone"])
     assert said in _words.number_words(by_number)
 
 
@@ -264,11 +325,12 @@ def test_held_out_ranks_are_shares_that_begin_at_the_linear_start():
     history = pd.DataFrame({"held_out_rank": np.log(shares + 0.01)}, index=pd.RangeIndex(1, 4))
     start = np.log(0.05 + 0.01)
     record = {"history": history, "n_obs": {"paired": 100}}
+    record["params"] = {"max_epochs": 3}
     record["report"] = {"held_out_gain": start - history["held_out_rank"].min(), "epochs_kept": 3}
-    curve = _words.held_out(record)
+    curve = _cameo.held_out(record)
     np.testing.assert_allclose(curve, [0.05, *shares])
     assert list(curve.index) == [0, 1, 2, 3]
-    words = _words.fusion_words(record, _tour.Settings(max_epochs=3))
+    words = _cameo.fusion_words(record)
     assert "5.0 %" in words
     assert "2.0 %" in words
     assert "cut at 3 epochs" in words
@@ -277,8 +339,53 @@ def test_held_out_ranks_are_shares_that_begin_at_the_linear_start():
 @pytest.mark.parametrize("history", [None, pd.DataFrame({"loss": [1.0]})])
 def test_without_held_out_pairs_the_report_says_so(history):
     record = {"history": history, "n_obs": {"paired": 5}, "report": {"epochs_kept": 0}}
-    assert _words.held_out(record) is None
-    assert "linear start" in _words.fusion_words(record, _tour.Settings())
+    assert _cameo.held_out(record) is None
+    assert "linear start" in _cameo.fusion_words(record)
+
+
+def test_the_weight_of_the_image_is_told_from_the_record():
+    report = {
+        "signal_rna": 0.9,
+        "predicted_rna": 0.2,
+        "predicted_both": 0.25,
+        "predicted_image": 0.3,
+        "image_weight": 1.5,
+    }
+    words = _aestetik.weight_words({"report": report, "params": {"n_clusters": 7}, "n_obs": {"total": 1200}})
+    assert "1,200 spots" in words
+    assert "7 clusters" in words
+    assert "clusters of the image explain 30 % of its variance, the best that use RNA 25 %" in words
+    assert "weight of 1.50" in words
+
+
+def test_losses_are_told_for_the_views_that_have_any():
+    history = pd.DataFrame({"reconstruction_rna": [0.5, 0.4, 0.2], "triplet_rna": [0.9, 0.5, 0.7]})
+    words = _aestetik.loss_words({"history": history})
+    assert words.startswith("Over 3 epochs the error of")
+    assert "rebuilt windows went from 0.50 to 0.20 (RNA), the loss of triplets went from 0.90 to 0.70 (RNA)." in words
+
+
+@pytest.mark.parametrize(("fused", "said"), [(-0.0001, "do not tell them apart"), (0.4, "also tell them apart")])
+def test_domains_that_follow_the_individual_are_told(fused, said):
+    scores = pd.DataFrame({"individual": [0.2, fused, -0.001]}, ["RNA alone", "Fused", "Side by side"])
+    words = _words.individual_words(scores, 2)
+    assert said in words
+    assert _words.plain(fused) in words
+    assert "between −0.001 and 0.200" in words
+
+
+def test_what_needs_no_learning_stands_in_short():
+    tour = _tour.Tour(_tour.Settings(), rings(["in", "between", "out"]))
+    tour.adata.obs["cameo_domain"] = _tour.by_layer(tour.adata, tour.adata.obs["layer"].astype(str))
+    names = ["Image alone", "RNA alone", "Side by side", "Neighbour mean", "Fused"]
+    tour.comparison = pd.DataFrame({"ARI": [0.1, 0.5, 0.4, 0.7, 0.6]}, names)
+    tour.by_number = pd.DataFrame({3: tour.comparison["ARI"]})
+    tour.pathways = pd.DataFrame({"A": [0.0, 1.0, 0.0]}, ["D1", "D2", "D3"])
+    tour.targets = pd.Series({"A": 5})
+    lines = _words.in_short(tour)
+    assert "more than domains of RNA alone" in lines[1]
+    assert "Both averaged over neighbours, without learning, reach 0.70" in lines[1]
+    assert len(lines) == 3
 
 
 def test_table_escapes_text_and_sets_numbers_flush_right():
@@ -306,7 +413,10 @@ def test_command_line_help(capsys):
     assert "report.html" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["demo"], ["dance"], ["demo", "--out", "x", "--seed", "-1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["demo"], ["dance"], ["demo", "--out", "x", "--seed", "-1"], ["demo", "--out", "x", "--method", "camel"]],
+)
 def test_command_line_refuses_what_it_does_not_know(arguments, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -314,6 +424,14 @@ def test_command_line_refuses_what_it_does_not_know(arguments, capsys, tmp_path,
     assert stop.value.code == 2
     assert "error:" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("arguments", "method"), [([], "cameo"), (["--method", "aestetik"], "aestetik")])
+def test_the_method_asked_for_is_the_one_that_runs(arguments, method, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(_pipeline, "run", lambda out, settings, say: seen.append((out, settings.method)))
+    assert main(["demo", "--out", str(tmp_path), *arguments]) == 0
+    assert seen == [(tmp_path, method)]
 
 
 @pytest.mark.parametrize(
@@ -364,16 +482,20 @@ def test_stopping_it_is_no_traceback(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_full_demo(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "stfuse", "demo", "--out", str(tmp_path)], capture_output=True, text=True, timeout=300
-    )
+@pytest.mark.parametrize(
+    ("arguments", "method", "floor"), [([], "cameo", 0.4), (["--method", "aestetik"], "aestetik", 0.6)]
+)
+def test_full_demo(arguments, method, floor, tmp_path):
+    command = [sys.executable, "-m", "stfuse", "demo", "--out", str(tmp_path), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "report.html" in done.stdout
     assert "Warning" not in done.stderr
-    adata = ad.read_h5ad(tmp_path / "mob.h5ad")
-    assert adata.n_obs == 1627
-    assert adata.obs["cameo_domain"].nunique() == 5
+    obs = ad.read_h5ad(tmp_path / "mob.h5ad").obs
+    assert len(obs) == 1627
+    domain = obs[f"{method}_domain"]
+    assert domain.nunique() == 5
     # well above the image alone; labels come from RNA, so this is no proof of quality
-    assert stfuse.metrics.domain_scores(adata.obs["layer"], adata.obs["cameo_domain"])["ari"] > 0.4
+    assert stfuse.metrics.domain_scores(obs["layer"], domain)["ari"] > floor
+    assert stfuse.metrics.domain_scores(obs["individual"], domain)["ari"] < 0.05
     assert (tmp_path / "report.html").stat().st_size < 5_000_000

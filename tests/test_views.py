@@ -10,7 +10,15 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from stfuse import _read
-from stfuse._read import container, find_library_key, read_column, read_coordinates, read_rep, read_sections
+from stfuse._read import (
+    container,
+    find_library_key,
+    read_array,
+    read_column,
+    read_coordinates,
+    read_rep,
+    read_sections,
+)
 from stfuse._views import read_views
 from stfuse.pp._default_views import make_view
 
@@ -162,10 +170,49 @@ def test_mudata_coordinates_in_one_modality():
     del mdata["rna"].obsm["spatial"]
     found = read_coordinates(mdata)
     assert np.isnan(found[20:]).all() and np.isfinite(found[:20]).all()
-    assert read_views(mdata).spatial is None  # some rows have no place: positions are not used
+    views = read_views(mdata)
+    assert views.spatial is None  # some rows have no place: only windows use the others
+    np.testing.assert_array_equal(views.places, found)
     mdata = two_modalities(range(30), range(10, 30))
     del mdata["rna"].obsm["spatial"]
     np.testing.assert_array_equal(read_views(mdata).spatial[:, 0], np.arange(30))
+
+
+def test_places():
+    adata = make()
+    views = read_views(adata)
+    np.testing.assert_array_equal(views.places, views.spatial)
+    adata.obsm["spatial"][3, 1] = np.nan
+    views = read_views(adata)
+    assert views.spatial is None and np.isfinite(views.places).all(axis=1).sum() == N - 1
+    adata.obsm["spatial"][:] = np.nan
+    views = read_views(adata)
+    assert views.spatial is None and views.places is None
+
+
+@pytest.mark.parametrize(("first", "second"), [("array_row", "array_col"), ("array_x", "array_y")])
+def test_places_on_the_array(first, second):
+    adata = make()
+    assert read_array(adata) is None and read_views(adata).array is None
+    adata.obs[first] = np.arange(N, dtype=np.int32)
+    assert read_array(adata) is None  # half a place
+    adata.obs[second] = np.r_[np.nan, np.arange(N - 1)]
+    expected = np.column_stack([np.arange(N), np.r_[np.nan, np.arange(N - 1)]])
+    np.testing.assert_array_equal(read_array(adata), expected)
+    np.testing.assert_array_equal(read_views(adata).array, expected)
+    adata.obs[second] = adata.obs[second].astype(str)
+    assert read_array(adata) is None
+
+
+def test_places_on_the_array_in_mudata():
+    mdata = two_modalities(range(20), range(10, 30))
+    for name, rows in (("image", range(20)), ("rna", range(10, 30))):
+        mdata[name].obs["array_row"], mdata[name].obs["array_col"] = rows, np.array(rows) * 2
+    number = np.array([int(name[4:]) for name in mdata.obs_names])
+    np.testing.assert_array_equal(read_array(mdata), np.column_stack([number, 2 * number]))
+    # modalities that contradict each other tell nothing
+    mdata["rna"].obs["array_col"] += 1
+    assert read_array(mdata) is None
 
 
 def test_mudata_global_slots_come_first():

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from stfuse._demo._methods import METHODS
+
 
 def parser() -> argparse.ArgumentParser:
     """Describe the commands."""
@@ -26,6 +28,9 @@ def parser() -> argparse.ArgumentParser:
         "and pathways. Writes mob.h5ad, the figures and report.html into DIR, over those of an earlier run. Takes a few minutes and needs no network.",
     )
     demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into, made if missing")
+    demo.add_argument(
+        "--method", choices=METHODS, default=METHODS[0], help="what fuses the two views (default: %(default)s)"
+    )
     demo.add_argument("--seed", type=int, default=0, help="seed of everything that is random (default: %(default)s)")
     demo.add_argument(
         "--encoder",
@@ -87,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mpl.use("agg")
     # squidpy and spatialdata tell of every graph they make; the report does it better
     logging.disable(logging.INFO)
-    settings = Settings(seed=options.seed, encoder=options.encoder, checkpoint=options.checkpoint)
+    settings = Settings(
+        method=options.method, seed=options.seed, encoder=options.encoder, checkpoint=options.checkpoint
+    )
     try:
         run(options.out, settings, say=tqdm.write)
     except KeyboardInterrupt:

@@ -92,7 +92,9 @@ def both(window, *, truncate=True, members=3, dropout=0.0, n_batches=0, seed=0):
         for norm in (m for m in ours.modules() if isinstance(m, nn.BatchNorm1d)):
             for name in ("weight", "bias", "running_mean", "running_var"):
                 value = getattr(norm, name)
-                value.copy_(torch.rand_like(value) + 0.5 if name in ("weight", "running_var") else torch.randn_like(value))
+                value.copy_(
+                    torch.rand_like(value) + 0.5 if name in ("weight", "running_var") else torch.randn_like(value)
+                )
         for mine, part, theirs in pairs(ours, literal):
             theirs.copy_(mine[part])
     return ours, literal

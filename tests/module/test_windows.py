@@ -33,7 +33,9 @@ def literal(features, n_rna, table, has, typical):
     out = np.empty((*table.shape, features.shape[1]))
     for row, cells in enumerate(table):
         for view, columns in enumerate((slice(0, n_rna), slice(n_rna, None))):
-            window = np.array([features[c, columns] if c >= 0 and has[c, view] else np.nan * typical[columns] for c in cells])
+            window = np.array(
+                [features[c, columns] if c >= 0 and has[c, view] else np.nan * typical[columns] for c in cells]
+            )
             if np.isnan(window).all():
                 window[:] = typical[columns]
             out[row, :, columns] = np.where(np.isnan(window), np.nanmedian(window, axis=0), window)
@@ -41,7 +43,9 @@ def literal(features, n_rna, table, has, typical):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from([1, 9, 25]), st.sampled_from([0, 0.2, 0.8, 1]), st.sampled_from([0, 0.3, 0.9]), st.integers(0, 99))
+@given(
+    st.sampled_from([1, 9, 25]), st.sampled_from([0, 0.2, 0.8, 1]), st.sampled_from([0, 0.3, 0.9]), st.integers(0, 99)
+)
 def test_windows_are_those_of_a_literal_loop(cells, missing, holes, seed):
     arrays = some(40, cells, missing, holes, seed)
     with warnings.catch_warnings():

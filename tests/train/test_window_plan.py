@@ -74,9 +74,7 @@ def test_encoding_once_is_encoding_triplet_by_triplet(loss, n_repeats, missing):
     expected = literal_loss(plan, rows, n_repeats, loss, (1.3, 1.7))
     assert ours.item() == pytest.approx(expected.item(), abs=1e-5)
     parameters = list(plan.module.parameters())
-    for one, two in zip(
-        torch.autograd.grad(ours, parameters), torch.autograd.grad(expected, parameters), strict=True
-    ):
+    for one, two in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(expected, parameters), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import PercentFormatter
 
 from stfuse._demo import _tissue
-from stfuse._demo._tour import FUSED, SLOTS
-from stfuse._demo._words import held_out, signed
+from stfuse._demo._methods import route
+from stfuse._demo._tour import FUSED
+from stfuse._demo._words import signed
 
 if TYPE_CHECKING:
     from stfuse._demo._tour import Tour
@@ -40,14 +40,17 @@ def draw_all(tour: Tour, out: Path) -> dict[str, Path]:
     }
     plans |= {
         "rivals": partial(_tissue.rivals, tour),
-        "comparison": partial(comparison, tour.comparison),
-        "history": partial(history, tour.adata.uns[SLOTS.record]),
+        "comparison": partial(comparison, tour),
+        "history": partial(route(tour).history, tour),
         "neighbours": partial(enrichment, tour),
         "pathways": partial(pathway_matrix, tour),
         "top_pathway": partial(_tissue.everywhere, tour, tour.top_pathway),
         "markers": partial(_tissue.markers, tour),
     }
     plans |= {f"search_{query.domain}": partial(_tissue.search, tour, query) for query in tour.queries}
+    # an earlier run in this folder may have searched for more domains, or by another method
+    for old in out.glob("search_D*.png"):
+        old.unlink()
     paths = {}
     with mpl.rc_context(STYLE):
         for name, plan in plans.items():
@@ -58,36 +61,21 @@ def draw_all(tour: Tour, out: Path) -> dict[str, Path]:
     return paths
 
 
-def comparison(scores: pd.DataFrame) -> Figure:
+def comparison(tour: Tour) -> Figure:
     """Draw both scores of every way of finding domains, best at the top."""
-    scores = scores.sort_values("ARI")
+    scores = tour.comparison.sort_values("ARI")
+    labels = scores.index.map(tour.shown)
     size, layout = (7.6, 0.5 * len(scores) + 0.9), ConstrainedLayoutEngine(wspace=0.08)
     figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout=layout)
     titles = {"ARI": "Adjusted Rand index", "NMI": "Normalised mutual information"}
-    for ax, (name, title) in zip(axes, titles.items(), strict=True):
-        colours = [LOUD if label == FUSED else QUIET for label in scores.index]
-        bars = ax.barh(scores.index, scores[name], color=colours, height=0.62)
+    for ax, (score, title) in zip(axes, titles.items(), strict=True):
+        colours = [LOUD if name == FUSED else QUIET for name in scores.index]
+        bars = ax.barh(labels, scores[score], color=colours, height=0.62)
         ax.bar_label(bars, fmt="%.2f", padding=4)
         ax.set(xlim=(0, 1), title=title)
         ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
-    return figure
-
-
-def history(record: Mapping[str, Any]) -> Figure:
-    """Draw where the partners of held-out pairs rank while training goes on, and where the linear start has them."""
-    figure, ax = plt.subplots(figsize=(7.6, 3.0), layout="constrained")
-    curve = held_out(record)
-    if curve is None:
-        ax.text(0.5, 0.5, "No pairs were held out: the linear start is the result.", ha="center", va="center")
-        ax.set_axis_off()
-        return figure
-    ax.plot(curve.index, curve, color=LOUD, lw=2)
-    ax.axhline(curve.iloc[0], color=QUIET, ls="--", lw=1.5)
-    ax.annotate("linear start", (curve.index[-1], curve.iloc[0]), (0, 5), textcoords="offset points", ha="right")
-    ax.set(xlabel="epoch", ylabel="nearer than the partner", ylim=(0, None), xlim=(0, curve.index[-1]))
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     return figure
 
 

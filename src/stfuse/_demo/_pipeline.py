@@ -12,12 +12,12 @@ from anndata import AnnData
 
 from stfuse import datasets, pp, tl
 from stfuse._demo._compare import compare
+from stfuse._demo._methods import route
 from stfuse._demo._tour import (
     LAYER,
     LOGGED,
     MIN_TARGETS,
     SECTION,
-    SLOTS,
     Query,
     Settings,
     Tour,
@@ -33,18 +33,11 @@ def measure_image(tour: Tour) -> None:
     pp.image_features(tour.adata, settings.encoder, checkpoint=settings.checkpoint, library_key=SECTION)
 
 
-def fuse(tour: Tour) -> None:
-    """Both views to one code; the expression view is made from the counts by the default recipe."""
-    settings = tour.settings
-    # a section's staining and depth are no biology: each section is centred on its own mean
-    tl.cameo(tour.adata, library_key=SECTION, batch_key=SECTION, max_epochs=settings.max_epochs, seed=settings.seed)
-
-
 def find_domains(tour: Tour) -> None:
     """Cluster the fused code and number the domains after the layers that they match."""
     adata, settings = tour.adata, tour.settings
-    tl.domains(adata, use_rep=SLOTS.fused, n_clusters=settings.n_clusters, library_key=SECTION, seed=settings.seed)
-    adata.obs[SLOTS.domain] = by_layer(adata, adata.obs[SLOTS.domain])
+    tl.domains(adata, use_rep=tour.slots.fused, n_clusters=settings.n_clusters, library_key=SECTION, seed=settings.seed)
+    adata.obs[tour.slots.domain] = by_layer(adata, adata.obs[tour.slots.domain])
 
 
 def neighbourhoods(tour: Tour) -> None:
@@ -55,14 +48,14 @@ def neighbourhoods(tour: Tour) -> None:
     sq.gr.spatial_neighbors_grid(adata, n_neighs=4, library_key=SECTION)
     sq.gr.nhood_enrichment(
         adata,
-        SLOTS.domain,
+        tour.slots.domain,
         library_key=SECTION,
         n_perms=settings.n_permutations,
         seed=settings.seed,
         show_progress_bar=False,
     )
     names = tour.domains.cat.categories
-    zscore = adata.uns[f"{SLOTS.domain}_nhood_enrichment"]["zscore"]
+    zscore = adata.uns[f"{tour.slots.domain}_nhood_enrichment"]["zscore"]
     tour.enrichment = pd.DataFrame(zscore, index=names, columns=names)
 
 
@@ -99,7 +92,7 @@ def marker_genes(tour: Tour, n_genes: int = 5) -> None:
     import scanpy as sc
 
     adata = tour.adata
-    sc.tl.rank_genes_groups(adata, SLOTS.domain, layer=LOGGED, use_raw=False, method="wilcoxon", pts=True)
+    sc.tl.rank_genes_groups(adata, tour.slots.domain, layer=LOGGED, use_raw=False, method="wilcoxon", pts=True)
     table = sc.get.rank_genes_groups_df(adata, group=None)
     table["group"] = pd.Categorical(table["group"], categories=tour.domains.cat.categories)
     # mitochondrial genes tell how well a spot was preserved before they tell what it is
@@ -112,7 +105,7 @@ def marker_genes(tour: Tour, n_genes: int = 5) -> None:
 def search_across_views(tour: Tour) -> None:
     """From an image patch to RNA spots of the other sections, by cosine of the shared codes."""
     adata, settings = tour.adata, tour.settings
-    image, rna = (unit_rows(np.asarray(adata.obsm[key])) for key in (SLOTS.image, SLOTS.rna))
+    image, rna = (unit_rows(np.asarray(adata.obsm[key])) for key in (tour.slots.image, tour.slots.rna))
     similarity = image @ rna.T
     section = adata.obs[SECTION].astype(str).to_numpy()
     elsewhere = np.where(section[:, None] == section[None, :], -np.inf, similarity)
@@ -163,17 +156,20 @@ def write_object(tour: Tour, out: Path) -> None:
     tour.adata.write_h5ad(out / "mob.h5ad", compression="gzip")
 
 
-STEPS: tuple[tuple[str, Callable[[Tour], None]], ...] = (
-    ("Measure the H&E around every spot", measure_image),
-    ("Fuse image and RNA", fuse),
-    ("Find domains in the fused code", find_domains),
-    ("Compare with each view alone", compare),
-    ("Ask which domains are neighbours", neighbourhoods),
-    ("Normalise the counts", log_normalise),
-    ("Estimate pathway activity", pathway_activity),
-    ("Rank marker genes", marker_genes),
-    ("Search RNA with image patches", search_across_views),
-)
+def steps_of(tour: Tour) -> list[tuple[str, Callable[[Tour], None]]]:
+    """List what is computed, in order: title and function."""
+    steps = [
+        ("Measure the H&E around every spot", measure_image),
+        *route(tour).steps,
+        ("Find domains in the fused code", find_domains),
+        ("Compare with each view alone", compare),
+        ("Ask which domains are neighbours", neighbourhoods),
+        ("Normalise the counts", log_normalise),
+        ("Estimate pathway activity", pathway_activity),
+        ("Rank marker genes", marker_genes),
+    ]
+    # only codes of both views in one space can be searched with one another
+    return [*steps, ("Search RNA with image patches", search_across_views)] if tour.method.shared else steps
 
 
 def run(
@@ -185,11 +181,11 @@ def run(
     began = time.perf_counter()
     tour = Tour(settings or Settings(), datasets.mob() if data is None else data.copy())
     tour.seconds["Load four sections of mouse olfactory bulb"] = time.perf_counter() - began
-    final: tuple[tuple[str, Callable[[Tour], None]], ...] = (
+    steps = [
+        *steps_of(tour),
         ("Draw the figures", lambda t: draw(t, out)),
         ("Write mob.h5ad", lambda t: write_object(t, out)),
-    )
-    steps = (*STEPS, *final)
+    ]
     for number, (title, step) in enumerate(progress(steps, desc="stfuse demo"), start=1):
         say(f"[{number:2d}/{len(steps)}] {title}")
         started = time.perf_counter()

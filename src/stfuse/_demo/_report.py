@@ -13,14 +13,18 @@ import pandas as pd
 
 from stfuse._demo import _html
 from stfuse._demo._html import Section, code, folded, paragraph, picture
-from stfuse._demo._tour import FUSED, LAYER, MIN_TARGETS, SECTION, SLOTS
+from stfuse._demo._methods import route
+from stfuse._demo._tour import FUSED, INDIVIDUAL, LAYER, MIN_TARGETS, SECTION
 from stfuse._demo._words import (
-    fusion_words,
+    NUMBERS,
     in_short,
+    individual_words,
     neighbour_words,
     number_words,
     pathway_words,
     percent,
+    plain,
+    said,
     score_words,
     search_words,
     signed,
@@ -29,36 +33,10 @@ from stfuse._demo._words import (
 if TYPE_CHECKING:
     from stfuse._demo._tour import Tour
 
-NUMBERS = {1: "One", 2: "Two", 3: "Three", 4: "Four"}
-
 GO_ON_WORDS = (
     "<code>mob.h5ad</code> beside this page opens in anndata, scanpy or squidpy, also where stfuse is not installed. Run these lines in "
-    "the folder of this page, or go straight to a section of your own."
+    "the folder of this page, or go straight to data of your own."
 )
-
-GO_ON = """
-import scanpy as sc
-import squidpy as sq
-import stfuse
-
-adata = sc.read_h5ad("mob.h5ad")                       # counts in X, everything below in obs, obsm and uns
-stfuse.pl.spatial(adata, color="cameo_domain", library_key="section")
-sc.tl.umap(adata, neighbors_key="cameo_neighbors")     # a map of the fused code
-sc.pl.umap(adata, color=["cameo_domain", "layer"])
-sq.pl.nhood_enrichment(adata, cluster_key="cameo_domain")
-
-# Your own section: counts in X, the photograph where squidpy puts it. One call makes both views and fuses them.
-mine = sq.read.visium("path/to/spaceranger/outs")
-stfuse.tl.cameo(mine)
-stfuse.tl.domains(mine, use_rep="X_cameo", n_clusters=7)
-
-# The linear method that CAMEO starts from: a second, nothing to tune. It is called in the same way.
-stfuse.tl.pcca(adata, library_key="section", batch_key="section")
-
-# Few spots with both views? Hide pairs on purpose and see what is lost.
-stfuse.pp.hide_pairs(adata, fraction=0.6, seed=0)
-stfuse.tl.cameo(adata, library_key="section", batch_key="section", paired_key="paired", key_added="few")
-"""
 
 
 def write_report(tour: Tour, path: Path) -> Path:
@@ -66,20 +44,22 @@ def write_report(tour: Tour, path: Path) -> Path:
     sections = [
         tissue(tour),
         comparison(tour),
-        training(tour),
+        Section("training", "Training", "What training said", route(tour).training(tour)),
         neighbours(tour),
         pathways(tour),
         markers(tour),
-        search(tour),
-        Section("go-on", "Go on", "Go on from here", paragraph(GO_ON_WORDS) + code(GO_ON)),
+        *([] if tour.search.empty else [search(tour)]),
+        Section("go-on", "Go on", "Go on from here", paragraph(GO_ON_WORDS) + code(route(tour).go_on)),
         provenance(tour),
     ]
     title = "Mouse olfactory bulb, image and RNA as one"
     foot = paragraph(
-        "Written by <code>python -m stfuse demo</code>. Data: Spatial Transcriptomics of the mouse olfactory bulb, from the "
+        f"Written by <code>python -m stfuse demo --method {tour.settings.method}</code>. Data: Spatial Transcriptomics of the mouse olfactory bulb, from the "
         "R package STUtility (Bergenstråhle et al. 2020, MIT License). Pathways: PROGENy (Apache License 2.0)."
     )
-    path.write_text(_html.page(f"stfuse: {title}", head(tour, title), sections, foot), encoding="utf-8")
+    path.write_text(
+        _html.page(f"stfuse: {title} ({tour.method.title})", head(tour, title), sections, foot), encoding="utf-8"
+    )
     return path
 
 
@@ -95,16 +75,16 @@ def head(tour: Tour, title: str) -> str:
     adata = tour.adata
     sections = adata.obs[SECTION].nunique()
     lead = (
-        f"{NUMBERS.get(sections, sections)} thin slices of brain, each photographed under the microscope and read out gene by gene on a grid of "
-        "spots. The photograph shows how the tissue is built, the RNA what its cells are doing. CAMEO learns one code for "
-        "each spot from both. This page shows what that code finds, and where it does not help."
+        f"{str(NUMBERS.get(sections, sections)).capitalize()} thin slices of brain, each photographed under the microscope and read out gene by gene on a grid of "
+        "spots. The photograph shows how the tissue is built, the RNA what its cells are doing. "
+        f"{tour.method.title} learns {route(tour).learns}. This page shows what that code finds, and where it does not help."
     )
     best = tour.comparison["ARI"]
     numbers = {
         "spots with both views": f"{adata.n_obs:,}",
         "genes counted": f"{adata.n_vars:,}",
         "image features a spot": str(np.shape(adata.obsm["X_image"])[1]),
-        "numbers in the fused code": str(np.shape(adata.obsm[SLOTS.fused])[1]),
+        "numbers in the fused code": str(np.shape(adata.obsm[tour.slots.fused])[1]),
         "agreement of fused domains with known layers (ARI, 1 = same)": f"{best[FUSED]:.2f}",
         "from start to figures": f"{sum(tour.seconds.values()):.0f} s",
     }
@@ -114,15 +94,13 @@ def head(tour: Tour, title: str) -> str:
     steps = [
         f"Every spot's patch of the H&amp;E photograph becomes a row of {features_of(tour)} "
         "(<code>stfuse.pp.image_features</code>).",
-        "Its RNA counts become principal components, and CAMEO fuses the two views "
-        "(<code>stfuse.tl.cameo</code>). Features are centred within each section, because staining and sequencing depth differ "
-        "between slides. No layer label is used, neither here nor for the domains.",
+        *route(tour).done(tour),
         f"Spots with similar codes become {len(tour.domains.cat.categories)} domains (<code>stfuse.tl.domains</code>){extra}. "
         "Only to number and colour them, they are matched with the known layers, inside out.",
         "squidpy, decoupler and scanpy then work on these domains as on any other annotation.",
     ]
     return (
-        f'<p class="kicker">stfuse demo</p>\n<h1>{title}</h1>\n{paragraph(lead, "lead")}\n{_html.facts(numbers)}\n'
+        f'<p class="kicker">stfuse demo: {tour.method.title}</p>\n<h1>{title}</h1>\n{paragraph(lead, "lead")}\n{_html.facts(numbers)}\n'
         f"<h3>What came out</h3>\n{_html.bullets(in_short(tour))}\n<h3>What was done</h3>\n{_html.bullets(steps)}"
     )
 
@@ -172,30 +150,36 @@ def tissue(tour: Tour) -> Section:
 def comparison(tour: Tour) -> Section:
     """Compare with single views, and say what the comparison can't show."""
     best_first = tour.comparison.sort_values("ARI", ascending=False)
+    number = NUMBERS[len(best_first)]
+    section = tour.adata.obs[SECTION].cat.categories[0]
+    ways = ", ".join(said(str(name)) for name in tour.rivals)
+    individuals = individual_words(tour.comparison, tour.individuals) if INDIVIDUAL in tour.comparison else ""
     body = (
         paragraph(score_words(tour.comparison))
         + picture(
             tour.figures["comparison"],
-            "Two bar charts with the adjusted Rand index and the normalised mutual information of four ways of finding domains; the table below has the numbers.",
-            "<b>Agreement with the known layers.</b> 0 is chance, 1 the same partition. Every code was centred, clustered "
-            "and smoothed in the same way, with the same number of domains and the same seed. Differences below 0.03 are noise.",
+            f"Two bar charts with the adjusted Rand index and the normalised mutual information of {number} ways of finding domains; the table below has the numbers.",
+            "<b>Agreement with the known layers.</b> 0 is chance, 1 the same partition. "
+            f"Every code was {route(tour).treated} in the same way, with the same number of domains and the same seed. Differences below 0.03 are noise.",
             "small",
         )
         + _html.table(
-            best_first.map("{:.3f}".format),
-            "Agreement of domains with the known layers",
+            shown(tour, best_first).rename(columns={INDIVIDUAL: "Individual (ARI)"}),
+            "Agreement of domains with the known layers"
+            + (" (higher is better), and with the individual (lower is better)" if individuals else ""),
             "Domains from",
         )
+        + (paragraph(individuals) if individuals else "")
         + paragraph(number_words(tour.by_number))
         + _html.table(
-            tour.by_number.loc[best_first.index].map("{:.3f}".format).rename(columns="{} domains".format),
+            shown(tour, tour.by_number.loc[best_first.index]).rename(columns="{} domains".format),
             "Agreement with the known layers (ARI) by number of domains",
             "Domains from",
         )
         + picture(
             tour.figures["rivals"],
-            f"Section {tour.adata.obs[SECTION].cat.categories[0]} six times: photograph, domains from the image alone, RNA alone, both side by side, the fused code, and the known layers.",
-            "<b>One section, four answers and the known layers.</b> A domain has the colour of the layer that it matches best, "
+            f"Section {section}: photograph, domains from {ways}, and the known layers.",
+            f"<b>One section, {number} answers and the known layers.</b> A domain has the colour of the layer that it matches best, "
             "each layer used once. Look for rings that are closed, and for single spots of a wrong colour.",
         )
         + paragraph(
@@ -208,16 +192,9 @@ def comparison(tour: Tour) -> Section:
     return Section("comparison", "Comparison", "Does looking twice help?", body)
 
 
-def training(tour: Tour) -> Section:
-    """Show training and what held-out pairs said."""
-    body = paragraph(fusion_words(tour.adata.uns[SLOTS.record], tour.settings)) + picture(
-        tour.figures["history"],
-        "Line chart: share of candidates that rank before the true partner of a held-out pair, by epoch, with the linear start.",
-        "<b>What held-out pairs say.</b> Share of candidates that lie nearer to a patch than the RNA of its own spot, for pairs "
-        "that were hidden from training. Lower is better; the dashed line is the linear start. The falling curve is the gain of training.",
-        "small",
-    )
-    return Section("training", "Training", "What training said", body)
+def shown(tour: Tour, scores: pd.DataFrame) -> pd.DataFrame:
+    """Lay scores out for a table."""
+    return scores.map(plain).rename(index=tour.shown)
 
 
 def neighbours(tour: Tour) -> Section:
@@ -325,30 +302,39 @@ def search(tour: Tour) -> Section:
 
 def provenance(tour: Tour) -> Section:
     """Say what would be needed to repeat it."""
-    record = tour.adata.uns[SLOTS.record]
+    record, slots, how = tour.record, tour.slots, route(tour)
     params = pd.Series({k: str(v) for k, v in record["params"].items()}, name="Value").to_frame()
     seconds = pd.Series(tour.seconds, name="Seconds").map("{:.1f}".format).to_frame()
-    versions = pd.Series({"python": python_version()} | record["versions"] | more_versions(), name="Version").to_frame()
+    packages = {"python": python_version()} | record["versions"] | more_versions(how.packages)
+    versions = pd.Series(packages, name="Version").to_frame()
+    shared = (
+        f", those of each view in <code>obsm['{slots.image}']</code> and <code>obsm['{slots.rna}']</code>"
+        if tour.method.shared
+        else ""
+    )
     body = (
         paragraph(
             "Everything stands in <code>mob.h5ad</code>: counts in <code>X</code>, log-normalised expression in "
-            f"<code>layers['log1p']</code>, codes in <code>obsm['{SLOTS.fused}']</code>, <code>obsm['{SLOTS.image}']</code> and "
-            f"<code>obsm['{SLOTS.rna}']</code>, domains in <code>obs['{SLOTS.domain}']</code>, pathway activities in "
-            f"<code>obsm['score_progeny']</code>, and the record of the fusion in <code>uns['{SLOTS.record}']</code>. The figures "
+            f"<code>layers['log1p']</code>, {how.stored}fused codes in <code>obsm['{slots.fused}']</code>{shared}, domains in "
+            f"<code>obs['{slots.domain}']</code>, pathway activities in <code>obsm['score_progeny']</code>, and the record of the "
+            f"fusion in <code>uns['{slots.record}']</code>. The figures "
             f"lie beside this page as PNG files. Seed: {tour.settings.seed}. The same seed gives the same numbers again on the "
             "same machine."
         )
         + _html.table(seconds, "Time for each step, first use of each library included", "Step")
         + folded("Versions", _html.table(versions, "Versions", "Package"))
-        + folded("Parameters of the fusion", _html.table(params, "Parameters of stfuse.tl.cameo", "Parameter"))
+        + folded(
+            "Parameters of the fusion",
+            _html.table(params, f"Parameters of stfuse.tl.{tour.settings.method}", "Parameter"),
+        )
     )
     return Section("provenance", "Provenance", "How this page was made", body)
 
 
-def more_versions() -> dict[str, str]:
-    """Versions of the packages that worked after the fusion."""
+def more_versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Versions of the packages that worked before and after the fusion."""
     found = {}
-    for name in ("squidpy", "decoupler", "matplotlib"):
+    for name in (*packages, "squidpy", "decoupler", "matplotlib"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

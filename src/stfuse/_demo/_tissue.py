@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from stfuse import _keys, pl
-from stfuse._demo._tour import FUSED, LAYER, LOGGED, SECTION, SLOTS, partners, within_sections
+from stfuse._demo._tour import LAYER, LOGGED, SECTION, partners, within_sections
 
 if TYPE_CHECKING:
     from stfuse._demo._tour import Query, Tour
@@ -79,7 +79,7 @@ def domain_key(tour: Tour) -> dict[str, str]:
 
 def before_after(tour: Tour, section: str) -> Figure:
     """Show the photograph of a section, and the fused domains on it."""
-    titles, colours = [f"{section}: H&E", "fused domains"], [None, SLOTS.domain]
+    titles, colours = [f"{section}: H&E", "fused domains"], [None, tour.slots.domain]
     palette = domain_colours(tour)
     axes = pl.spatial(tour.adata, colours, library_id=section, palette=palette, title=titles, legend=False, **CIRCLES)
     key_below(figure_of(axes), domain_key(tour))
@@ -89,14 +89,17 @@ def before_after(tour: Tour, section: str) -> Figure:
 def rivals(tour: Tour) -> Figure:
     """Show one section under every way of finding domains, and its known layers."""
     section, order, known = sections(tour.adata)[0], tour.layer_order, tour.adata.obs[LAYER].astype(str)
-    names = ["Image alone", "RNA alone", "Side by side", FUSED]
+    names = list(tour.rivals)
     # renamed after the layers that they match, so that one colour means one layer in every panel
     matched = {name: partners(tour.rivals[name], known, order) for name in names}
     columns = {name: tour.rivals[name].astype(str).map(matched[name]).fillna(LEFT_OVER) for name in names}
     shown = bare(tour.adata, pd.DataFrame(columns | {"known layers": known}).astype("category"))
     colour = palette([*order, LEFT_OVER])
-    titles, keys = [f"{section}: H&E", *columns, "known layers"], [None, *columns, "known layers"]
-    axes = pl.spatial(shown, keys, library_id=section, palette=colour, title=titles, ncols=3, legend=False, **CIRCLES)
+    titles, keys = [f"{section}: H&E", *map(tour.shown, columns), "known layers"], [None, *columns, "known layers"]
+    two_rows = -(-len(keys) // 2)
+    axes = pl.spatial(
+        shown, keys, library_id=section, palette=colour, title=titles, ncols=two_rows, legend=False, **CIRCLES
+    )
     used = [*order, LEFT_OVER] if tour.spare > 0 else order
     key_below(figure_of(axes), {name: colour[name] for name in used})
     return figure_of(axes)
@@ -116,7 +119,7 @@ def markers(tour: Tour) -> Figure:
     first = tour.markers.groupby("group", observed=True).first()["names"]
     axes = pl.spatial(
         tour.adata,
-        [SLOTS.domain, *first],
+        [tour.slots.domain, *first],
         layer=LOGGED,
         library_id=sections(tour.adata)[0],
         palette=domain_colours(tour),

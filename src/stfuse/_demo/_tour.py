@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stfuse import _keys
+from stfuse import _keys, _registry
 
-SLOTS = _keys.slots("cameo")
-SECTION, LAYER, LOGGED = "section", "layer", "log1p"
-FUSED = "Fused (CAMEO)"
+SECTION, LAYER, INDIVIDUAL, LOGGED = "section", "layer", "individual", "log1p"
+# ways of finding domains
+FUSED, TOGETHER, SURROUNDINGS = "Fused", "Side by side", "Neighbour mean"
+SINGLE = ("Image alone", "RNA alone")
 # PROGENy recommends 100 targets a pathway; the bundled sections measure 1,000 genes and keep at most ten of them
 MIN_TARGETS = 4
 LAYER_NAMES = {"GCL": "granule cells", "MCL": "mitral cells", "GL": "glomeruli", "ONL": "olfactory nerve"}
@@ -24,11 +26,12 @@ LAYER_NAMES = {"GCL": "granule cells", "MCL": "mitral cells", "GL": "glomeruli",
 class Settings:
     """What can be changed about the tour."""
 
+    method: str = "cameo"
     seed: int = 0
     # one more than the known layers: photographs show folds and dirt, which the layers know nothing of
     n_clusters: int = 5
-    # 100 is the default of stfuse.tl.cameo; these are most of the gain in less than half of the time
-    max_epochs: int | None = 40
+    # None: as many as the method's file says
+    max_epochs: int | None = None
     n_permutations: int = 1000
     n_neighbors: int = 10
     encoder: str = "texture"
@@ -57,9 +60,29 @@ class Tour:
     figures: dict[str, Path] = field(default_factory=dict)
 
     @property
+    def method(self) -> _registry.Method:
+        """The method that fuses, as the package knows it."""
+        return _registry.get(self.settings.method)
+
+    @property
+    def slots(self) -> _keys.Slots:
+        """Where the method writes."""
+        return _keys.slots(self.settings.method)
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What the method says of its run."""
+        return self.adata.uns[self.slots.record]
+
+    @property
     def domains(self) -> pd.Series:
         """The fused domains, categorical."""
-        return self.adata.obs[SLOTS.domain]
+        return self.adata.obs[self.slots.domain]
+
+    @property
+    def individuals(self) -> int:
+        """How many individuals the sections come from; 0 = nobody says."""
+        return int(self.adata.obs[INDIVIDUAL].nunique()) if INDIVIDUAL in self.adata.obs else 0
 
     @property
     def layer_order(self) -> list[str]:
@@ -70,6 +93,10 @@ class Tour:
     def partner(self) -> dict[str, str]:
         """The known layer that each domain matches; a domain left over has none."""
         return partners(self.domains, self.adata.obs[LAYER], self.layer_order)
+
+    def shown(self, name: str) -> str:
+        """Name a way of finding domains; that by the fused code together with its method."""
+        return f"{FUSED} ({self.method.title})" if name == FUSED else name
 
     def label(self, domain: str) -> str:
         """Name a domain together with its layer."""

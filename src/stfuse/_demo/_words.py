@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from stfuse._demo._tour import FUSED, LAYER, LAYER_NAMES, MIN_TARGETS
+from stfuse._demo._tour import (
+    FUSED,
+    INDIVIDUAL,
+    LAYER,
+    LAYER_NAMES,
+    MIN_TARGETS,
+    SINGLE,
+    SURROUNDINGS,
+    TOGETHER,
+)
 
 if TYPE_CHECKING:
-    from stfuse._demo._tour import Settings, Tour
+    from stfuse._demo._tour import Tour
 
 # differences between two domain scores that repeated clusterings show as well
 NOISE = 0.03
-IN_A_SENTENCE = {"Side by side": "both side by side", "Image alone": "the image alone", FUSED: "the fused code"}
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+IN_A_SENTENCE = {
+    TOGETHER: "both side by side",
+    SURROUNDINGS: "both averaged over neighbours",
+    "Image alone": "the image alone",
+    FUSED: "the fused code",
+}
+AT_LENGTH = {
+    "RNA alone": "the RNA alone",
+    TOGETHER: "both put side by side without learning",
+    SURROUNDINGS: "the same averaged over the neighbours of each spot",
+}
 
 
 def percent(share: float) -> str:
@@ -27,6 +46,11 @@ def percent(share: float) -> str:
 def signed(value: float, digits: int = 1) -> str:
     """Write a number with its sign, a true minus and no negative zero."""
     return f"{round(float(value), digits) + 0.0:+.{digits}f}".replace("-", "−")
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """Write a number with a true minus and no negative zero."""
+    return signed(value, digits).removeprefix("+")
 
 
 def enumeration(items: list[str]) -> str:
@@ -50,10 +74,8 @@ def score_words(scores: pd.DataFrame) -> str:
         verdict = f"The fused code agrees with the known layers as much as the best of the others, {name} {numbers}, and no more."
     worse = [said(n) for n, v in others.items() if ours > v + NOISE]
     beaten = f" It is ahead of {enumeration(worse)}." if worse and ours <= best + NOISE else ""
-    return (
-        "The same clustering was run on the RNA alone, on the image alone, on both put side by side without learning, "
-        f"and on the fused code. {verdict}{beaten}{other_score_words(scores)}"
-    )
+    ways = enumeration([f"on {AT_LENGTH.get(name, said(name))}" for name in scores.index])
+    return f"The same clustering was run {ways}. {verdict}{beaten}{other_score_words(scores)}"
 
 
 def said(name: str) -> str:
@@ -75,8 +97,8 @@ def other_score_words(scores: pd.DataFrame) -> str:
 
 def in_short(tour: Tour) -> list[str]:
     """Say in a few lines what came out."""
-    scores, total = tour.comparison["ARI"], tour.search.loc["All spots"]
-    single = scores.drop([FUSED, "Side by side"])
+    scores = tour.comparison["ARI"]
+    single, unlearned = scores[list(SINGLE)], scores.drop([FUSED, *SINGLE])
     gains = tour.by_number.loc[FUSED] - tour.by_number.loc[single.index].max()
     better, worse = bool((gains > NOISE).any()), bool((gains < -NOISE).any())
     verdict = {
@@ -85,15 +107,40 @@ def in_short(tour: Tour) -> list[str]:
         (True, True): "now more, now less than",
     }
     top = tour.pathways[tour.top_pathway]
-    return [
+    lines = [
         domain_words(tour),
         f"They agree with the known layers {verdict.get((better, worse), 'as much as')} domains of {said(str(single.idxmax()))}, the better single "
         f"view (adjusted Rand index {scores[FUSED]:.2f} against {single.max():.2f} with {tour.settings.n_clusters} domains; "
-        '<a href="#comparison">other numbers of domains</a> are part of the picture).',
+        '<a href="#comparison">other numbers of domains</a> are part of the picture). '
+        f"{said(str(unlearned.idxmax())).capitalize()}, without learning, reach {unlearned.max():.2f}.",
         f"{escape(tour.top_pathway)} is the pathway that differs most between domains: lowest in {tour.label(top.idxmin())}, highest in "
         f"{tour.label(top.idxmax())}. It rests on {tour.targets[tour.top_pathway]} genes.",
-        f"A patch of the photograph finds RNA of its own layer in other sections {percent(total['hit'])} of the time; chance is {percent(total['chance'])}.",
     ]
+    if INDIVIDUAL in tour.comparison:
+        follows = tour.comparison.loc[FUSED, INDIVIDUAL]
+        mice = NUMBERS.get(tour.individuals, tour.individuals)
+        lines.insert(2, f"The sections come from {mice} mice, and domains {individual_verdict(follows)}.")
+    if not tour.search.empty:
+        total = tour.search.loc["All spots"]
+        lines.append(
+            f"A patch of the photograph finds RNA of its own layer in other sections {percent(total['hit'])} of the time; chance is {percent(total['chance'])}."
+        )
+    return lines
+
+
+def individual_verdict(ari: float) -> str:
+    """Say whether domains tell individuals apart."""
+    does = "do not tell" if ari < NOISE else "also tell"
+    return f"{does} them apart (adjusted Rand index with the individual {plain(ari)}; 0 is chance)"
+
+
+def individual_words(scores: pd.DataFrame, individuals: int) -> str:
+    """Say how far domains follow the individual instead of the tissue."""
+    others = scores[INDIVIDUAL].drop(FUSED)
+    return (
+        f"The sections come from {NUMBERS.get(individuals, individuals)} mice. Domains should follow the tissue and not the mouse, "
+        f"so here lower is better. Those of the fused code {individual_verdict(scores.loc[FUSED, INDIVIDUAL])}; the others lie between {plain(others.min())} and {plain(others.max())}."
+    )
 
 
 def domain_words(tour: Tour) -> str:
@@ -140,42 +187,6 @@ def number_words(by_number: pd.DataFrame) -> str:
         f"Who comes first depends on how many are asked for: {each}. A difference that turns with the number is no "
         "reason to prefer one."
     )
-
-
-def held_out(record: Mapping[str, Any]) -> pd.Series | None:
-    """Share of candidates nearer than the partner of a held-out pair (geometric mean): linear start at 0, then each epoch."""
-    history, report = record.get("history"), record.get("report", {})
-    if history is None or "held_out_rank" not in history or "held_out_gain" not in report:
-        return None
-    rank = pd.concat(
-        [pd.Series({0: history["held_out_rank"].min() + report["held_out_gain"]}), history["held_out_rank"]]
-    )
-    # the recorded score is log(share + 0.01)
-    return (np.exp(rank) - 0.01).clip(lower=0.0)
-
-
-def fusion_words(record: Mapping[str, Any], settings: Settings) -> str:
-    """Say what was learned from, and what held-out pairs said."""
-    words = f"CAMEO learned from {int(record['n_obs']['paired']):,} spots with both views. "
-    kept, curve = int(record["report"].get("epochs_kept", 0)), held_out(record)
-    if curve is None:
-        return words + "No training beat the closed-form linear start on held-out pairs, so that start is the result."
-    words += (
-        "It starts from a linear fusion in closed form. One pair in five was hidden: where does the true partner of a hidden "
-        f"patch rank among all candidates? With the linear start {share(curve.iloc[0])} of them come before it (a geometric mean), with "
-        f"the network {share(curve.min())}. "
-    )
-    if not kept:
-        return words + "That is too little to be sure of, so the linear start is the result."
-    words += f"That is more than chance explains, so the network was trained again on all pairs, for {kept} epochs."
-    if settings.max_epochs is not None and kept >= settings.max_epochs - 1:
-        words += f" Training was cut at {settings.max_epochs} epochs to keep the demo short; with the default number the network gains more."
-    return words
-
-
-def share(value: float) -> str:
-    """Write a small share as per cent with one digit."""
-    return f"{100 * value:.1f} %"
 
 
 def pathway_words(tour: Tour) -> str:

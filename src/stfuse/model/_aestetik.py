@@ -27,7 +27,7 @@ from stfuse.train._window_plan import WindowBatches, WindowPlan, WindowSettings,
 
 TOTAL_WEIGHT = 3.0  # of both views together
 VIEWS = ("rna", "image")  # in the order of the windows' features
-BATCH = 4_096
+BATCH = 1_024
 PUBLISHED_BATCH = 8_192
 PUBLISHED_PASSES = 1_000
 CLUSTERING = {"gmm": _cluster.gmm, "kmeans": _cluster.kmeans}
@@ -164,7 +164,7 @@ class AESTETIK(FusionModel):
         max_epochs
             Number of epochs. None = 100.
         batch_size
-            Windows a step. None = 4,096; with `reference` 8,192.
+            Windows a step. None = 1,024; with `reference` 8,192.
         loss
             Error of the rebuilt windows: `"l1"` (as the published package) or `"mse"` (as its paper).
         n_repeats

@@ -85,7 +85,7 @@ def aestetik(
     max_epochs
         Number of epochs. None = 100.
     batch_size
-        Windows a step. None = 4,096; with `reference` 8,192.
+        Windows a step. None = 1,024; with `reference` 8,192.
     seed
         Seed: the same data, arguments and machine give the same codes.
     device
