@@ -154,6 +154,12 @@ def test_missing_rows_tell_nothing():
     np.testing.assert_array_equal(one.signal, two.signal)
     np.testing.assert_array_equal(one(absent, has, groups), two(other, has, groups))
     assert np.isnan(one(absent, has, groups)[~has]).all()
+    # as if they were not there
+    (table, places), number = groups[0], np.where(has, np.cumsum(has) - 1, -1)
+    rest = [(np.where(table >= 0, number[table], -1)[has], places)]
+    alone = Kriging.fit(x[has], np.ones(has.sum(), dtype=bool), rest)
+    np.testing.assert_allclose(alone.signal, one.signal, rtol=1e-5)
+    np.testing.assert_allclose(alone(x[has], np.ones(has.sum(), dtype=bool), rest), one(x, has, groups)[has], atol=1e-5)
 
 
 def test_sections_stay_apart():

@@ -33,7 +33,7 @@ def gmm(codes: np.ndarray, n_clusters: int, seed: int, n_init: int = 3) -> np.nd
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    values = codes.astype(np.float64)
+    values = _centred(codes)
     sample = values
     if len(values) > MIXTURE_SAMPLE:
         sample = values[np.random.default_rng(seed).choice(len(values), MIXTURE_SAMPLE, replace=False)]
@@ -59,4 +59,10 @@ def bayesian_mixture(codes: np.ndarray, n_clusters: int, seed: int) -> np.ndarra
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit_predict(codes.astype(np.float64))
+        return model.fit_predict(_centred(codes))
+
+
+def _centred(codes: np.ndarray) -> np.ndarray:
+    """Rows in double precision around their mean: one covariance is computed from squares, which large means would drown."""
+    values = codes.astype(np.float64)
+    return values - values.mean(axis=0)

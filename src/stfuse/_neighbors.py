@@ -50,8 +50,10 @@ def neighborhood_mean(
         counted = has[near]
         counted[:, 1:] &= near[:, 1:] != rows  # padding
         sizes = counted.sum(axis=1)
-        ones = np.ones(sizes.sum(), dtype=values.dtype)
-        sums = csr_array((ones, near[counted], np.r_[0, sizes.cumsum()]), shape=(len(rows), len(values))) @ values
+        ones = np.ones(sizes.sum())  # of double precision: large values don't cancel
+        used, which = np.unique(near[counted], return_inverse=True)
+        picks = csr_array((ones, which, np.r_[0, sizes.cumsum()]), shape=(len(rows), len(used)))
+        sums = picks @ values[used].astype(np.float64)
         with np.errstate(invalid="ignore"):
             out[start : start + BLOCK] = sums / sizes[:, None]
     return out

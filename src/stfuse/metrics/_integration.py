@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ LISI_NEIGHBORS = 90
 KBET_NEIGHBORS = 50
 # Below, a neighbourhood is nearly the whole data and its perplexity, a third of it, means nothing.
 FEWEST = 10
+# in fewer, kBET's neighbourhoods are too small to tell a mixture from its absence
+KBET_FEWEST = 40
 # Silhouettes and exact neighbours cost the square of the observations: of more than this a random part is scored.
 SAMPLE = 20_000
 
@@ -60,7 +63,7 @@ def integration_scores(
         - `silhouette`: mean silhouette width :math:`s` of the code by `labels`, by `domains` where there are no labels, as
           :math:`(s + 1) / 2`, so that 0.5 means no separation. 0 where all is one domain
         - `ilisi`: median number of batches among an observation's 90 nearest, scaled to 0 (its own only) to 1 (all alike)
-        - `kbet`: share of the observations whose 50 nearest have the batches in the proportions of the whole, by a
+        - `kbet`: share of the observations whose 50 nearest (a quarter of all where there are fewer than 200; NaN below 40) have the batches in the proportions of the whole, by a
           :math:`\chi^2` test at the level 0.05
         - `score`
 
@@ -121,10 +124,15 @@ WITHOUT_SCIB = (
 
 def scib_metrics() -> Any:
     """Import scib-metrics, None where it is not installed."""
+    # its import draws from the global random states
+    states = random.getstate(), np.random.get_state()
     try:
         import scib_metrics
     except ImportError:
         return None
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
     return scib_metrics
 
 
@@ -192,10 +200,14 @@ def _mixing(codes: np.ndarray, batch: np.ndarray) -> dict[str, float]:
     n_neighbors = min(LISI_NEIGHBORS, len(codes) - 1)
     distances, indices = NearestNeighbors(n_neighbors=n_neighbors).fit(codes).kneighbors(codes)
     near = NeighborsResults(indices=indices, distances=distances)
-    nearest = near.subset_neighbors(min(KBET_NEIGHBORS, n_neighbors))
     # an observation alone among copies of itself has an index below 1
     ilisi = np.clip(package.ilisi_knn(near, batch), 0, 1)
-    return {"ilisi": float(ilisi), "kbet": float(package.kbet(nearest, batch)[0])}
+    scores = {"ilisi": float(ilisi)}
+    if len(codes) >= KBET_FEWEST:
+        # a neighbourhood that is most of the data holds all batches in their proportions, whatever the codes
+        nearest = near.subset_neighbors(min(KBET_NEIGHBORS, len(codes) // 4))
+        scores["kbet"] = float(package.kbet(nearest, batch)[0])
+    return scores
 
 
 def _complete_codes(codes: np.ndarray) -> np.ndarray:

@@ -254,8 +254,9 @@ class AESTETIK(FusionModel):
             if self._smooth:
                 self.report_[f"signal_{name}"] = inputs[name].signal_share()
         clusters, weight = self._clusters(features, windows, seed)
-        self.report_["image_weight"] = weight
-        return inputs, clusters, self._weights(clusters, weight), _window_data(scaled, inputs, windows, views)
+        weights = self._weights(clusters, weight)
+        self.report_["image_weight"] = weights[1]
+        return inputs, clusters, weights, _window_data(scaled, inputs, windows, views)
 
     def _clusters(self, features: list[ViewFeatures], windows: Windows, seed: int) -> tuple[np.ndarray, float]:
         """Clusters of RNA and image (n x 2), and the image's weight: the one asked for, or the one that the data give."""
@@ -425,6 +426,12 @@ def _same_groups(one: np.ndarray, other: np.ndarray | None) -> bool:
     return len(pairs) == len(np.unique(one)) == len(np.unique(other))
 
 
+def _spread(places: np.ndarray) -> bool:
+    """Whether places differ in both directions."""
+    there = places[np.isfinite(places).all(1)]
+    return len(there) > 0 and bool(np.ptp(there, axis=0).all())
+
+
 def _check_places(views: Views) -> None:
     """Refuse data without coordinates, and sections on top of each other that count as one."""
     if views.places is None:
@@ -434,7 +441,8 @@ def _check_places(views: Views) -> None:
         )
     if views.library_key is not None:
         return
-    for places in (views.places, views.array):
+    # an array in which nothing varies is a leftover, from which no lattice is read
+    for places in (views.places, views.array if views.array is not None and _spread(views.array) else None):
         for _, _, has in _both(views):
             # of one view: the other one may have been measured on the same places as observations of its own
             there = np.empty((0, 2)) if places is None else places[has]

@@ -47,7 +47,9 @@ def predicted_share(labels: np.ndarray, values: np.ndarray, neighbors: np.ndarra
     predicted = around[known] @ means / around[known].sum(1, keepdims=True)
     a, b = predicted - predicted.mean(0), values[known] - values[known].mean(0)
     scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    correlation = np.divide((a * b).sum(0), scale, out=np.zeros(len(scale)), where=scale > 0)
+    # where all around are of one group, the prediction varies by rounding alone
+    varies = a.std(0) > 1e-9 * b.std(0)
+    correlation = np.divide((a * b).sum(0), scale, out=np.zeros(len(scale)), where=varies & (scale > 0))
     return float((np.clip(correlation, 0, None) ** 2).mean())
 
 
@@ -58,17 +60,18 @@ def judged_clusters(
 
     The image's are those of its smoothed features. The RNA's are of its own smoothed features, or of both views together, smoothed or
     as they are, whichever predict the neighbours' expression best. The weight is that of equal views times the share of this
-    prediction that the image's clusters reach.
+    prediction that the image's clusters reach, where both views are. An observation without an image gets the joint cluster that
+    its RNA is nearest to.
     """
     both = rna.has & image.has
-    judge = np.where(both if both.sum() >= FEW else rna.has, 0, -1)
+    expression = np.nan_to_num(rna.raw)
 
-    def share(labels: np.ndarray) -> float:
-        return predicted_share(np.where(judge < 0, -1, labels), np.nan_to_num(rna.raw), neighbors)
+    def share(labels: np.ndarray, rows: np.ndarray) -> float:
+        return predicted_share(np.where(rows, labels, -1), expression, neighbors)
 
-    report: dict[str, float] = {}
     labels = _clusters(rna.smooth, rna.has, n_clusters, seed, STARTS)
-    report["predicted_rna"] = best = share(labels)
+    best = share(labels, rna.has)
+    report = {"predicted_rna": best}
     if both.sum() >= max(FEW, 0.5 * rna.has.sum(), n_clusters):
         pairs = {
             "both": _beside(rna.raw, image.raw, rna, image),
@@ -78,14 +81,35 @@ def judged_clusters(
             # their likelihood counts what the image's features say as much as expression: each start is judged
             starts = np.random.SeedSequence(seed).generate_state(STARTS)
             found = [_clusters(values, both, n_clusters, int(start), 1) for start in starts]
-            told = [share(each) for each in found]
+            found = [_extended(each, rna.smooth, rna.has) for each in found]
+            told = [share(each, rna.has) for each in found]
             report[f"predicted_{name}"] = max(told)
             if max(told) > best:
                 best, labels = max(told), found[int(np.argmax(told))]
     of_image = _clusters(image.smooth, image.has, n_clusters, seed, STARTS)
-    report["predicted_image"] = share(of_image)
-    weight = EQUAL * min(1.0, report["predicted_image"] / best) if best > 0 else EQUAL
-    return labels, of_image, weight, report
+    told_by_rna = share(labels, both)
+    if both.sum() < FEW or told_by_rna == 0:
+        return labels, of_image, EQUAL, report if best > 0 else {}
+    report["predicted_image"] = share(of_image, both)
+    return labels, of_image, EQUAL * min(1.0, report["predicted_image"] / told_by_rna), report
+
+
+def _extended(labels: np.ndarray, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Give rows without a cluster the one whose mean is nearest in ``values``, in units of the spread within clusters."""
+    open_rows = np.flatnonzero(rows & (labels < 0))
+    if not open_rows.size:
+        return labels
+    known = np.flatnonzero(rows & (labels >= 0))
+    member = np.eye(int(labels.max()) + 1)[labels[known]]
+    x = values.astype(np.float64)
+    means = member.T @ x[known] / member.sum(0)[:, None]
+    within = np.cov((x[known] - means[labels[known]]).T, bias=True).reshape(x.shape[1], x.shape[1])
+    ridge = 1e-3 * max(float(np.trace(within)) / len(within), np.finfo(float).tiny)
+    to_means = np.linalg.solve(within + ridge * np.eye(len(within)), means.T)
+    score = x[open_rows] @ to_means - 0.5 * (means * to_means.T).sum(1)
+    out = labels.copy()
+    out[open_rows] = score.argmax(1)
+    return out
 
 
 def _beside(a: np.ndarray, b: np.ndarray, rna: ViewFeatures, image: ViewFeatures) -> np.ndarray:

@@ -135,7 +135,8 @@ def aestetik(
     Warns
     -----
     UserWarning
-        If observations share a place on the lattice, if batches are sections, or if a view falls into a single cluster.
+        If observations have no coordinates (their windows hold nothing but themselves) or share a place on the lattice, if batches are
+        sections, or if a view falls into a single cluster.
 
     Notes
     -----

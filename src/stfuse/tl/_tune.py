@@ -199,11 +199,11 @@ def tune(
     best, n_chosen = _most_chosen(choices, means)
     table = _table(rows, chosen_grid, combinations)
     record = {
-        "params": params | {"grid": chosen_grid.values},
+        "params": params | {"grid": chosen_grid.values, "correct": correction},
         MARK: {
             method: combinations[best].arguments,
             DOMAINS: combinations[best].domains,
-            CORRECTION: combinations[best].correction,
+            CORRECTION: ({} if correction is None else {"method": correction}) | combinations[best].correction,
         },
         "n_chosen": n_chosen,
         "n_folds": len(folds),
