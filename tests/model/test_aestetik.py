@@ -328,7 +328,7 @@ def test_the_first_epoch_of_reference_is_the_published_one(monkeypatch):
 @pytest.mark.usefixtures("quick_mixture")
 def test_the_passes_of_reference_are_the_published_ones():
     """Dropout left on, normalised by the moments of what is coded, mean over passes, within chance."""
-    adata, passes = spot_array(), 600
+    adata, passes = spot_array(), 300
     params = {"n_encoders": 3, "window_size": 7, "mc_passes": passes, "dropout": 0.3}
     model = fit(adata, None, "section", reference=True, max_epochs=3, **params)
     windows = literal_windows(adata, 7, adata.obs[["array_row", "array_col"]].to_numpy())

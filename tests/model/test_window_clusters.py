@@ -77,7 +77,7 @@ def test_the_weight_of_an_image_follows_what_it_tells():
 
 
 def test_rows_without_a_view():
-    _, rna, image, ring = domains(True)
+    truth, rna, image, ring = domains(True)
     has = np.random.default_rng(0).random((2, 576)) > 0.3
     rna, image = (
         ViewFeatures(*(np.where(has[i][:, None], view.raw, np.nan) for _ in range(2)), has[i])
@@ -86,13 +86,15 @@ def test_rows_without_a_view():
     labels, of_image, weight, report = judged_clusters(rna, image, ring, 3, 0)
     assert 0 < weight <= EQUAL and all(np.isfinite(value) for value in report.values())
     np.testing.assert_array_equal(of_image >= 0, has[1])
-    assert ((labels >= 0) <= has[0]).all() and set(labels) == {-1, 0, 1, 2}
+    # without an image too, whether or not the clusters are those of both views
+    np.testing.assert_array_equal(labels >= 0, has[0])
+    assert adjusted_rand_score(truth[has[0]], labels[has[0]]) > 0.9
 
 
 def test_without_neighbours_both_views_count_alike():
     _, rna, image, _ = domains(True, side=6)
     _, _, weight, report = judged_clusters(rna, image, np.empty((36, 0), dtype=np.int32), 3, 0)
-    assert weight == EQUAL and set(report.values()) == {0.0}
+    assert weight == EQUAL and not report
 
 
 def test_grouped():

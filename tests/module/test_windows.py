@@ -42,7 +42,7 @@ def literal(features, n_rna, table, has, typical):
     return out
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from([1, 9, 25]), st.sampled_from([0, 0.2, 0.8, 1]), st.sampled_from([0, 0.3, 0.9]), st.integers(0, 99)
 )

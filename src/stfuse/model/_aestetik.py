@@ -262,7 +262,7 @@ class AESTETIK(FusionModel):
         """Clusters of RNA and image (n x 2), and the image's weight: the one asked for, or the one that the data give."""
         k, asked = self.params_["n_clusters"], self.params_["image_weight"]
         if self.params_["clustering"] == "judged" and not self.params_["reference"]:
-            rna, image, weight, told = judged_clusters(features[0], features[1], windows.ring, k, seed)
+            rna, image, weight, told = judged_clusters(features[0], features[1], windows.ring, k, seed, windows.section)
             self.report_ |= told
             return np.column_stack([rna, image]), weight if asked is None else asked
         find = _cluster.bayesian_mixture if self.params_["reference"] else CLUSTERING[self.params_["clustering"]]
@@ -313,6 +313,10 @@ class AESTETIK(FusionModel):
 
     def _codes(self, views: Views) -> Codes:
         inputs, network, _ = self._parts()
+        for name, x, _has in _both(views):
+            if x.shape[1] == 0:
+                key = self.setup_keys()[f"{name}_key"]
+                warn(f"There is no obsm[{key!r}]: the {name} view counts as missing in all of these observations.")
         windows = self._windows(views)
         scaled = [
             view.transform(x, has, windows) for view, (_, x, has) in zip(inputs.values(), _both(views), strict=True)

@@ -26,11 +26,14 @@ class ViewFeatures(NamedTuple):
     has: np.ndarray
 
 
-def predicted_share(labels: np.ndarray, values: np.ndarray, neighbors: np.ndarray) -> float:
-    """How well the groups around an observation predict its values: squared correlation, mean over the columns.
+def predicted_share(
+    labels: np.ndarray, values: np.ndarray, neighbors: np.ndarray, section: np.ndarray | None = None
+) -> float:
+    """How well the groups around an observation predict its values: squared correlation in sections, mean over the columns.
 
     ``labels`` are 0..k-1 or -1 (no group, left out), ``values`` n x d, ``neighbors`` n x m rows (-1 = none, and never the row
-    itself). A group predicts its mean.
+    itself). A group predicts its mean. Values and predictions are taken from the mean of their section, so that groups that are sections
+    tell nothing.
     """
     labelled = labels >= 0
     n_groups = int(labels.max()) + 1
@@ -45,7 +48,8 @@ def predicted_share(labels: np.ndarray, values: np.ndarray, neighbors: np.ndarra
         return 0.0
     means = member[labelled].T @ values[labelled] / np.maximum(member.sum(0), 1)[:, None]
     predicted = around[known] @ means / around[known].sum(1, keepdims=True)
-    a, b = predicted - predicted.mean(0), values[known] - values[known].mean(0)
+    where = np.zeros(known.sum(), np.int64) if section is None else np.unique(section[known], return_inverse=True)[1]
+    a, b = _centred(predicted, where), _centred(values[known], where)
     scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
     # where all around are of one group, the prediction varies by rounding alone
     varies = a.std(0) > 1e-9 * b.std(0)
@@ -53,8 +57,20 @@ def predicted_share(labels: np.ndarray, values: np.ndarray, neighbors: np.ndarra
     return float((np.clip(correlation, 0, None) ** 2).mean())
 
 
+def _centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Values around the mean of their group."""
+    member = np.zeros((int(groups.max()) + 1, len(groups)))
+    member[groups, np.arange(len(groups))] = 1
+    return values - (member @ values / member.sum(1, keepdims=True))[groups]
+
+
 def judged_clusters(
-    rna: ViewFeatures, image: ViewFeatures, neighbors: np.ndarray, n_clusters: int, seed: int
+    rna: ViewFeatures,
+    image: ViewFeatures,
+    neighbors: np.ndarray,
+    n_clusters: int,
+    seed: int,
+    section: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float, dict[str, float]]:
     """Clusters for the RNA's and for the image's triplets, the image's weight in the loss (of 3), and what was found.
 
@@ -67,7 +83,7 @@ def judged_clusters(
     expression = np.nan_to_num(rna.raw)
 
     def share(labels: np.ndarray, rows: np.ndarray) -> float:
-        return predicted_share(np.where(rows, labels, -1), expression, neighbors)
+        return predicted_share(np.where(rows, labels, -1), expression, neighbors, section)
 
     labels = _clusters(rna.smooth, rna.has, n_clusters, seed, STARTS)
     best = share(labels, rna.has)

@@ -14,6 +14,7 @@ from stfuse.model._window_clusters import ViewFeatures
 from stfuse.module.scaling import CHUNK, ViewScaler
 
 KRIGING = ("mean", "signal", "noise", "length")
+WIDEST = 7  # window of kriging: equations grow with the cube of its cells, and the outer ones tell little
 
 
 class Windows:
@@ -22,6 +23,7 @@ class Windows:
     def __init__(self, views: Views, window_size: int, *, believe_array: bool = False) -> None:
         """``believe_array`` takes places on the array as cells, whatever lattice they form, as the published package does."""
         half = window_size // 2
+        self.section = views.section
         self.doubled, self.placed = np.zeros(views.n_obs, dtype=bool), np.ones(views.n_obs, dtype=bool)
         if window_size == 1 or views.places is None:
             self.table = np.arange(views.n_obs, dtype=np.int32)[:, None]
@@ -39,9 +41,9 @@ class Windows:
         self.table = square.reshape(views.n_obs, -1)
         # the cells next to the middle
         self.ring = np.delete(square[:, half - 1 : half + 2, half - 1 : half + 2].reshape(views.n_obs, 9), 4, axis=1)
-        # itself first, as kriging wants it
-        middle = half * window_size + half
-        order = np.r_[middle, np.delete(np.arange(window_size**2), middle)]
+        # itself first, as kriging wants it, and then the nearest rings
+        reach = np.abs(np.mgrid[-half : half + 1, -half : half + 1]).max(0).ravel()
+        order = np.argsort(reach, kind="stable")[: min(window_size, WIDEST) ** 2]
         self.groups = []
         for kind in dict.fromkeys(lattice.kind for lattice in self.lattices.values()):
             codes = [code for code, lattice in self.lattices.items() if lattice.kind == kind]
