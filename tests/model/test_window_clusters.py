@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from stfuse.model._window_clusters import EQUAL, ViewFeatures, grouped, judged_clusters, predicted_share
+from stfuse.model._window_clusters import (
+    EQUAL,
+    ViewFeatures,
+    _extended,
+    grouped,
+    judged_clusters,
+    predicted_share,
+    section_told,
+)
 
 
 def square_ring(side):
@@ -105,3 +113,40 @@ def test_grouped():
     # rows that are all alike are one cluster, which nobody has to look for
     found = grouped(np.ones((6, 2)), rows, lambda there: pytest.fail("not to be called"))
     np.testing.assert_array_equal(found, np.where(rows, 0, -1))
+
+
+def test_section_told():
+    section = np.repeat([0, 1], 50)
+    assert section_told(section, section) == pytest.approx(1)
+    assert section_told(np.tile([0, 1], 50), section) == pytest.approx(0, abs=1e-12)
+    assert section_told(section, None) == section_told(section, np.zeros(100, int)) == 0
+    # rows without a group say nothing; three of four groups are of one section
+    half = np.array([0, 1, 1, 2, -1, -1])
+    assert section_told(half, np.array([0, 0, 1, 1, 0, 1])) == pytest.approx(0.5)
+
+
+def test_groups_that_are_sections_predict_nothing():
+    rng = np.random.default_rng(0)
+    ring = np.vstack([square_ring(9), np.where(square_ring(9) < 0, -1, square_ring(9) + 81)])
+    section = np.repeat([0, 1], 81)
+    values = rng.normal(size=(162, 3)) + 10 * section[:, None]
+    assert predicted_share(section, values, ring) > 0.9
+    assert predicted_share(section, values, ring, section) < 1e-6
+
+
+def test_an_observation_without_an_image_gets_the_joint_cluster_of_its_rna():
+    truth, rna, image, ring = domains(True)
+    missing = np.arange(len(rna.has)) % 3 == 0
+    image = image._replace(has=image.has & ~missing)
+    labels, of_image, _, _ = judged_clusters(rna, image, ring, 3, 0)
+    assert (labels[rna.has] >= 0).all() and (of_image[missing] == -1).all()
+
+
+def test_extended_goes_to_the_nearest_mean():
+    rng = np.random.default_rng(1)
+    truth = np.arange(300) % 3
+    values = np.array([[0.0, 0], [6, 0], [0, 6]])[truth] + rng.normal(size=(300, 2))
+    labels = np.where(np.arange(300) < 200, truth, -1)
+    found = _extended(labels, values, np.arange(300) < 290)
+    assert (found[:200] == truth[:200]).all() and (found[290:] == -1).all()
+    assert (found[200:290] == truth[200:290]).mean() > 0.98

@@ -50,7 +50,9 @@ def dots(ax, filled):
     """Cells that carry a mark, as (row, column)."""
     found = set()
     for marks in ax.collections:
-        if isinstance(marks, PathCollection) and bool(len(marks.get_facecolors())) is filled:
+        if (
+            isinstance(marks, PathCollection) and (len(marks.get_paths()[0].codes) > 4) is filled
+        ):  # a cross has four strokes
             found |= {(round(y), round(x)) for x, y in marks.get_offsets()}
     return found
 

@@ -53,7 +53,7 @@ class AESTETIK(FusionModel):
         Weight of the image in the loss, 0 to 3; the RNA has the rest of 3. The published package calls it `morphology_weight` and sets 1.5. None
         = the data say: 1.5 times the share of what clusters tell of the neighbours' expression that the image's clusters reach.
     window_size
-        Side of the window in observations, odd.
+        Side of the window in observations, odd. Time and memory grow with its square.
     n_comps
         A view of more features is reduced to so many principal components. None = as it is.
     smooth

@@ -76,14 +76,16 @@ def judged_clusters(
 
     The image's are those of its smoothed features. The RNA's are of its own smoothed features, or of both views together, smoothed or
     as they are, whichever predict the neighbours' expression best. The weight is that of equal views times the share of this
-    prediction that the image's clusters reach, where both views are. An observation without an image gets the joint cluster that
+    prediction that the image's clusters reach, where both views are. What clusters predict counts the less the more they tell
+    the sections apart. An observation without an image gets the joint cluster that
     its RNA is nearest to.
     """
     both = rna.has & image.has
     expression = np.nan_to_num(rna.raw)
 
     def share(labels: np.ndarray, rows: np.ndarray) -> float:
-        return predicted_share(np.where(rows, labels, -1), expression, neighbors, section)
+        labels = np.where(rows, labels, -1)
+        return predicted_share(labels, expression, neighbors, section) * (1 - section_told(labels, section))
 
     labels = _clusters(rna.smooth, rna.has, n_clusters, seed, STARTS)
     best = share(labels, rna.has)
@@ -108,6 +110,23 @@ def judged_clusters(
         return labels, of_image, EQUAL, report if best > 0 else {}
     report["predicted_image"] = share(of_image, both)
     return labels, of_image, EQUAL * min(1.0, report["predicted_image"] / told_by_rna), report
+
+
+def section_told(labels: np.ndarray, section: np.ndarray | None) -> float:
+    """Share of the section's entropy that the groups tell: 0 if all sections have them alike, 1 if each is of one section."""
+    known = labels >= 0
+    if section is None or len(np.unique(section[known])) < 2:
+        return 0.0
+    joint = np.zeros((int(labels.max()) + 1, int(section.max()) + 1))
+    np.add.at(joint, (labels[known], section[known]), 1)
+    joint /= joint.sum()
+    alone, groups, together = (_entropy(p) for p in (joint.sum(axis=0), joint.sum(axis=1), joint.ravel()))
+    return float(np.clip((alone + groups - together) / alone, 0, 1))
+
+
+def _entropy(p: np.ndarray) -> float:
+    there = p[p > 0]
+    return float(-(there * np.log(there)).sum())
 
 
 def _extended(labels: np.ndarray, values: np.ndarray, rows: np.ndarray) -> np.ndarray:

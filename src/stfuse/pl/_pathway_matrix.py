@@ -27,7 +27,7 @@ INK, PAPER = "#1d2733", "#ffffff"
 
 
 class Matrix(NamedTuple):
-    """Mean activity, pathways x groups, and where it is marked: ``sure`` cells are filled, others that are ``ranked`` are rings."""
+    """Mean activity, pathways x groups, and where it is marked: ``sure`` cells have a dot, others that are ``ranked`` a cross."""
 
     mean: pd.DataFrame
     ranked: np.ndarray
@@ -157,9 +157,12 @@ def _width_of(ax: Axes) -> float:
 def _draw_marks(ax: Axes, matrix: Matrix, scale: ScalarMappable) -> None:
     shade = scale.to_rgba(matrix.mean.to_numpy())[..., :3] @ [0.299, 0.587, 0.114]
     for cells, filled in ((matrix.sure, True), (matrix.ranked & ~matrix.sure, False)):
+        if not np.any(cells):
+            continue
         y, x = np.nonzero(cells)
         ink = [PAPER if dark else INK for dark in shade[y, x] < 0.5]
-        ax.scatter(x, y, s=13, c=ink if filled else "none", edgecolors=ink, linewidths=0.8)
+        # a cross, as a ring on a dark cell and a light dot look alike
+        ax.scatter(x, y, s=13, c=ink, marker="o" if filled else "x", linewidths=0.8)
 
 
 def _draw_key(ax: Axes, matrix: Matrix, scale: ScalarMappable) -> None:
@@ -176,7 +179,7 @@ def _draw_key(ax: Axes, matrix: Matrix, scale: ScalarMappable) -> None:
     if not matrix.keys:
         return
     handles = [
-        Line2D([], [], marker="o", ls="", ms=3.6, mew=0.8, color=INK, mfc=INK if filled else "none", label=text)
+        Line2D([], [], marker="o" if filled else "x", ls="", ms=3.6, mew=0.8, color=INK, label=text)
         for text, filled in matrix.keys.items()
     ]
     place = (1 + 0.1 / width, 1 - (bar_height + 0.12) / height)

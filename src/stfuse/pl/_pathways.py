@@ -70,7 +70,7 @@ def pathways(
     rank_key
         Matrix: key in `uns` of the table of :func:`stfuse.tl.rank_pathways`, if it was made from the same scores and groups. A
         filled dot then marks where `padj` is below `max_padj` and, with several sections, the difference has one sign in all of
-        them; a ring where they don't agree. None: no marks.
+        them; a cross where they don't agree. None: no marks.
     max_padj
         Matrix: largest adjusted p-value that is marked.
     cluster

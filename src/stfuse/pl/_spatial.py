@@ -190,7 +190,8 @@ def spatial(
 def _chosen(sections: list[Section], library_id: str | Sequence[str] | None) -> list[Section]:
     if library_id is None:
         return sections
-    wanted = [library_id] if isinstance(library_id, str) else list(library_id)
+    # sections of a column of numbers are named by their text
+    wanted = [library_id] if isinstance(library_id, str) else [str(name) for name in library_id]
     by_name = {s.name: s for s in sections}
     missing = [name for name in wanted if name not in by_name]
     if missing or not wanted:

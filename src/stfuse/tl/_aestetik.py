@@ -77,7 +77,7 @@ def aestetik(
         data say: 1.5 times the share of what clusters tell of the neighbours' expression that the image's clusters reach
         (`uns["aestetik"]["report"]["image_weight"]`).
     window_size
-        Side of the window in observations, odd; 1 = no surroundings.
+        Side of the window in observations, odd; 1 = no surroundings. Time and memory grow with its square.
     loss
         Error of the rebuilt windows: `"l1"` (as the published package) or `"mse"` (as its paper).
     n_encoders
@@ -128,7 +128,7 @@ def aestetik(
     KeyError
         If a named key is not there.
     ValueError
-        If there are no coordinates, if sections lie on top of each other without a `library_key`, if a view has fewer observations than clusters, if a
+        If there are no coordinates, if observations lie in the same places without a `library_key` (sections on one lattice), if a view has fewer observations than clusters, if a
         view has partly missing rows, infinite values or only constant features, if obs_names are not unique, or if an argument is out of range. Nothing is
         written then.
 
