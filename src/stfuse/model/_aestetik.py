@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from stfuse import _cluster
 from stfuse._check import check_flag, check_number
 from stfuse._log import warn
-from stfuse._read import STACKED
 from stfuse._views import Views
 from stfuse._windows import check_window
 from stfuse.model._base import Codes, FusionModel, all_or_nothing, pick
 from stfuse.model._training import check_training
+from stfuse.model._window_checks import check_places, check_trainable, has_batches
 from stfuse.model._window_clusters import EQUAL, ViewFeatures, grouped, judged_clusters
 from stfuse.model._window_views import ViewInput, Windows
 from stfuse.module.aestetik import WindowAutoencoder
@@ -197,13 +197,13 @@ class AESTETIK(FusionModel):
         check_training(0.0, None, weight_decay=weight_decay, lr=lr)
         views = self._begin(seed)
         windows = self._windows(views)
-        _check_trainable(views, self.params_["n_clusters"])
+        check_trainable(views, self.params_["n_clusters"])
         if batch_size is None:
             batch_size = PUBLISHED_BATCH if reference else BATCH
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             inputs, clusters, weights, data = self._prepare(views, windows, seed)
-            network = self._network(data.features.shape[1], len(views.batches) if _has_batches(views) else 0)
+            network = self._network(data.features.shape[1], len(views.batches) if has_batches(views) else 0)
             settings = WindowSettings(*weights, loss, n_repeats, lambda_batch, lr, weight_decay)
             batch = torch.from_numpy(views.batch) if views.batch is not None and network.n_batches else None
             rows = torch.from_numpy(np.flatnonzero(views.has_image | views.has_rna))
@@ -228,7 +228,7 @@ class AESTETIK(FusionModel):
 
     def _windows(self, views: Views) -> Windows:
         if self.params_["window_size"] > 1:
-            _check_places(views)
+            check_places(views)
         windows = Windows(views, self.params_["window_size"], believe_array=self.params_["reference"])
         if not windows.placed.all():
             warn(
@@ -402,59 +402,3 @@ def _centers(codes: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     _, first, which, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
     means = np.stack([codes[which == group].mean(0) for group in range(len(sizes))])
     return means[np.lexsort((first, -sizes))]
-
-
-def _has_batches(views: Views) -> bool:
-    return views.batch is not None and len(views.batches) > 1
-
-
-def _check_trainable(views: Views, n_clusters: int) -> None:
-    for name, has in (("image", views.has_image), ("RNA", views.has_rna)):
-        if has.sum() < n_clusters:
-            raise ValueError(
-                f"n_clusters={n_clusters} is more than the {has.sum()} observation(s) with the {name} view."
-            )
-    sections = views.section if len(views.sections) > 1 else None
-    if _has_batches(views) and sections is not None and _same_groups(sections, views.batch):
-        warn(
-            "Each batch is one section and each section one batch: what is particular to a section, tissue or technique, is taken "
-            "for a difference of batches and removed."
-        )
-
-
-def _same_groups(one: np.ndarray, other: np.ndarray | None) -> bool:
-    """Whether two groupings are the same but for names."""
-    if other is None:
-        return False
-    pairs = np.unique(np.column_stack([one, other]), axis=0)
-    return len(pairs) == len(np.unique(one)) == len(np.unique(other))
-
-
-def _spread(places: np.ndarray) -> bool:
-    """Whether places differ in both directions."""
-    there = places[np.isfinite(places).all(1)]
-    return len(there) > 0 and bool(np.ptp(there, axis=0).all())
-
-
-def _check_places(views: Views) -> None:
-    """Refuse data without coordinates, and sections on top of each other that count as one."""
-    if views.places is None:
-        raise ValueError(
-            "There are no coordinates in obsm['spatial']: AESTETIK reads what lies around each observation. Add them, or look at "
-            "single observations with window_size=1."
-        )
-    if views.library_key is not None:
-        return
-    # an array in which nothing varies is a leftover, from which no lattice is read
-    for places in (views.places, views.array if views.array is not None and _spread(views.array) else None):
-        for _, _, has in _both(views):
-            # of one view: the other one may have been measured on the same places as observations of its own
-            there = np.empty((0, 2)) if places is None else places[has]
-            there = there[np.isfinite(there).all(1)]
-            stacked = len(there) - len(np.unique(there[:, 0] + 1j * there[:, 1]))
-            # one pair is an accident
-            if stacked > max(1, STACKED * len(there)):
-                raise ValueError(
-                    f"{stacked} of {len(there)} observations lie where another one lies, though all count as one section: if there are "
-                    "several sections, say with library_key= which obs column tells them apart; if not, name a column with one value."
-                )
