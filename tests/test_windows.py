@@ -3,7 +3,7 @@ from itertools import product
 import numpy as np
 import pytest
 from anndata import read_h5ad
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
@@ -106,7 +106,8 @@ def test_free_windows_are_those_of_a_literal_loop(n, n_sections, width, how, see
         xy[:, 1] = 0.3 * xy[:, 0]
     xy[rng.random(n) < 0.05] = np.nan
     lattices = section_lattices(xy, section)
-    assert {found.kind for found in lattices.values()} == {"free"}
+    # of some dozen places at random, five in a thousand look like a lattice
+    assume({found.kind for found in lattices.values()} == {"free"})
     spacing = {code: np.nan_to_num(found.spacing, nan=1.0) for code, found in lattices.items()}
     expected = literal_free(xy, section, width, spacing)
     np.testing.assert_array_equal(window_table(xy, section, width, lattices=lattices), expected)
