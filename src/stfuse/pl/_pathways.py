@@ -18,7 +18,7 @@ from stfuse._log import warn
 from stfuse.pl._layout import check_drawing, save_figure
 from stfuse.pl._pathway_matrix import draw_matrix, find_ranking, marked, order_alike
 from stfuse.pl._spatial import spatial
-from stfuse.pl._tissue import _libraries
+from stfuse.pl._tissue import libraries_of
 from stfuse.tl._pathway_scores import Activity, read_activity
 from stfuse.tl._rank_pathways import read_groups
 
@@ -234,7 +234,7 @@ def _on_tissue(
     _read.warn_if_stacked(places, len(activity.sections), library_key)
     obs = activity.z[names].add_suffix(" (SD)")
     obs["section"] = pd.Categorical.from_codes(activity.section, activity.sections)
-    small = AnnData(obs=obs, uns={"spatial": _libraries(box)})
+    small = AnnData(obs=obs, uns={"spatial": libraries_of(box)})
     small.obsm[_keys.SPATIAL] = places
     values = np.abs(activity.z[names].to_numpy())
     limit = float(np.nanpercentile(values, 99)) or 1.0 if vmax is None else vmax

@@ -42,7 +42,7 @@ def read_tissue(
         raise KeyError(_read.no_coordinates(data, spatial_key, table_key))
     codes, names = _read.read_sections(data, library_key, table_key)
     _read.warn_if_stacked(spatial, len(names), library_key)
-    libraries = _libraries(box)
+    libraries = libraries_of(box)
     placed = np.isfinite(spatial).all(1)
     rows = {name: np.flatnonzero((codes == code) & placed) for code, name in enumerate(names)}
     rows = {name: here for name, here in rows.items() if here.size}
@@ -64,7 +64,8 @@ def _diameter(xy: np.ndarray, library: Any) -> float:
     return float(factors.get("spot_diameter_fullres") or 0) or TOUCHING * neighbor_distance(xy)
 
 
-def _libraries(box: Any) -> dict[str, Any]:
+def libraries_of(box: Any) -> dict[str, Any]:
+    """Images and scale factors of each section, by its name, from wherever the object keeps them."""
     found: dict[str, Any] = {}
     for part in (*box.mod.values(), box) if _read.is_mudata(box) else (box,):
         held = part.uns.get("spatial", {})

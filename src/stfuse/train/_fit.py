@@ -14,7 +14,7 @@ import lightning.pytorch as lp
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from stfuse._progress import DELAY
 from stfuse.train._batches import Batches, StepBatches
@@ -108,7 +108,7 @@ class EpochBar(Callback):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Lightning's start-up lines and loader hints from the user, who did not ask for a Trainer."""
     loggers = [
         logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
@@ -137,10 +137,10 @@ def _check_strategy(trainer: lp.Trainer, strategy: Any) -> None:
 
 
 @contextmanager
-def _threads(plan: Plan) -> Iterator[None]:
+def few_threads(module: nn.Module) -> Iterator[None]:
     """One thread for a small network: waiting threads spin, which beside other work makes a step many times slower."""
     before = torch.get_num_threads()
-    if sum(p.numel() for p in plan.module.parameters()) < SMALL:
+    if sum(p.numel() for p in module.parameters()) < SMALL:
         torch.set_num_threads(1)
     try:
         yield
@@ -193,7 +193,7 @@ def fit(
     if isinstance(plan, FusionPlan):
         batches = StepBatches(plan.tensors, batch_size, seed, pairs_only=pairs_only)
     plan.batches = batches
-    with _quiet(), _threads(plan):
+    with quiet(), few_threads(plan.module):
         trainer = lp.Trainer(max_epochs=max_epochs, callbacks=callbacks, **(defaults | options))
         _check_strategy(trainer, strategy)
         handler = signal.getsignal(signal.SIGINT)

@@ -21,11 +21,13 @@ _VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # of the environment, which 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed scvi-tools, and leave every global generator and setting as it was."""
-    import scvi
     import torch
 
     cudnn = torch.backends.cudnn
-    flags, earlier = (cudnn.deterministic, cudnn.benchmark), scvi.settings.seed
+    flags = cudnn.deterministic, cudnn.benchmark
+    import scvi  # sets one of them
+
+    earlier = scvi.settings.seed
     state, legacy = random.getstate(), np.random.get_state()
     variables = {name: os.environ.get(name) for name in _VARIABLES}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -56,22 +58,22 @@ def scvi_latent(
     progress: bool | None,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Train scVI with ``batch`` (codes) and return n x n_latent means (float32) and the loss of each epoch."""
-    from scvi.model import SCVI
-
-    from stfuse.train._fit import EpochBar, _quiet, _threads, resolve_device
+    from stfuse.train._fit import EpochBar, few_threads, quiet, resolve_device
 
     accelerator, devices = resolve_device(device)
     if len(batch) < LEAST:
         raise ValueError(f"scVI needs at least {LEAST} observations with counts, there are {len(batch)}.")
     obs = pd.DataFrame({"batch": pd.Categorical(batch.astype(str))}, index=pd.RangeIndex(len(batch)).astype(str))
     private = AnnData(counts.astype(np.float32), obs=obs)
-    with _quiet(), _seeded(seed):
+    with quiet(), _seeded(seed):
+        from scvi.model import SCVI
+
         # small batches are spoken of by the caller, how observations are split is no news
         warnings.filterwarnings("ignore", category=UserWarning, module=r"scvi\.")
         SCVI.setup_anndata(private, batch_key="batch")
         model: Any = SCVI(private, n_latent=n_latent, n_layers=n_layers)
         try:
-            with _threads(model):  # asks for nothing but its module
+            with few_threads(model.module):
                 model.train(
                     max_epochs=max_epochs,
                     accelerator=accelerator,
