@@ -104,6 +104,26 @@ def test_every_model_of_the_table_is_here():
     assert {cls for cls, _, _ in KINDS.values()} == {m.model_class() for m in _registry.METHODS.values()}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_that_breaks_off_leaves_the_model_as_it_was(kind, trained, monkeypatch):
+    """A user who changes an option, trains again and presses stop keeps what there was: codes, seed, report and history."""
+    model, train = trained[kind], KINDS[kind][2]
+    before, kept = (
+        model.codes(),
+        {k: vars(model)[k] for k in ("seed_", "report_", "history_", "batch_means_", "module")},
+    )
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "_finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            model.train(**train, seed=5)
+    assert all(vars(model)[k] is v for k, v in kept.items())
+    assert_same_codes(model.codes(), before)
+
+
 @pytest.fixture
 def no_pickle(monkeypatch):
     def refuse(*args, **kwargs):

@@ -15,7 +15,7 @@ from stfuse._check import check_flag, check_number
 from stfuse._log import warn
 from stfuse._views import Views
 from stfuse._windows import check_window
-from stfuse.model._base import Codes, FusionModel, all_or_nothing, pick
+from stfuse.model._base import Codes, FusionModel, pick
 from stfuse.model._training import check_training
 from stfuse.model._window_checks import check_places, check_trainable, has_batches
 from stfuse.model._window_clusters import EQUAL, ViewFeatures, grouped, judged_clusters
@@ -141,7 +141,6 @@ class AESTETIK(FusionModel):
             reference=reference,
         )
 
-    @all_or_nothing
     def train(
         self,
         *,

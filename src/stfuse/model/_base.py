@@ -1,32 +1,29 @@
-"""What every fusion model shares: reading data, coding, translating, saving."""
+"""What every fusion model shares: reading data, coding, translating."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, NumericalObsField, ObsmField
-from scvi.model.base import BaseModelClass
-from torch import Tensor, nn
+from torch import Tensor
 
-from stfuse import _keys, _record
+from stfuse import _keys
 from stfuse._log import warn
 from stfuse._views import Views, read_views
-from stfuse.model import _storage
+from stfuse.model._stored import StoredModel
 
 SMALL_BATCH = 3
+MEANS = "batch_means."  # before the names of their tensors in a file
 
 ViewName = Literal["image", "rna"]
 CodeName = Literal["fused", "image", "rna", "private_image", "private_rna"]
@@ -58,23 +55,6 @@ def fill_other(image: np.ndarray, rna: np.ndarray, views: Views) -> tuple[np.nda
     )
 
 
-def all_or_nothing[**P](train: Callable[P, None]) -> Callable[P, None]:
-    """Leave a model as it was, its former training included, where training it fails or is interrupted."""
-
-    @wraps(train)
-    def whole(*args: P.args, **kwargs: P.kwargs) -> None:
-        model = vars(args[0])
-        before = dict(model)
-        try:
-            train(*args, **kwargs)
-        except BaseException:
-            model.clear()
-            model.update(before)
-            raise
-
-    return whole
-
-
 @contextmanager
 def _silent_scvi() -> Iterator[None]:
     """scvi-tools prints a line for every array it registers, which says nothing to a user here."""
@@ -89,22 +69,13 @@ def _silent_scvi() -> Iterator[None]:
         logger.setLevel(level)
 
 
-class FusionModel(BaseModelClass):
+class FusionModel(StoredModel):
     """Base of the fusion models; see the subclasses."""
 
-    _method: ClassVar[str]
-    module: nn.Module | None
-
     def __init__(self, adata: AnnData | None = None, registry: dict[str, Any] | None = None, **params: Any) -> None:
-        super().__init__(adata, registry)
-        self.params_ = params
-        self.module = None
+        super().__init__(adata, registry, **params)
         self.batch_means_: dict[str, np.ndarray] = {}
         self.batches_: list[str] = []
-        self.seed_ = 0
-        self.report_: dict[str, float] = {}
-        self._model_summary_string = f"stfuse {type(self).__name__}"
-        self.init_params_ = {"kwargs": dict(params)}
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -146,10 +117,6 @@ class FusionModel(BaseModelClass):
         with _silent_scvi():
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
-
-    def setup_keys(self) -> dict[str, Any]:
-        """Keys given to `setup_anndata`: where the model looks for views, batches, sections and pairs."""
-        return dict(self.registry_["setup_args"])
 
     def _views(self, adata: AnnData | None) -> Views:
         """Read the training data, or new data under the same keys (new data may lack one view and the pairs)."""
@@ -208,24 +175,19 @@ class FusionModel(BaseModelClass):
         """Predict the features of the other view from ``source``, n x d, NaN where the source is missing."""
         raise NotImplementedError(f"{type(self).__name__} has no translation from {source}.")
 
-    @abstractmethod
-    def _build(self, architecture: dict[str, Any]) -> nn.Module:
-        """Make an empty module of the stored sizes."""
-
-    @abstractmethod
-    def _architecture(self) -> dict[str, Any]:
-        """Sizes from which `_build` can make the module again."""
-
     def _begin(self, seed: int) -> Views:
         self.seed_, self.report_, self.batch_means_ = seed, {}, {}
         views = self._views(None)
         self.n_features_ = {"image": views.image.shape[1], "rna": views.rna.shape[1]}
         return self._centred(views, fit=True)
 
-    def _finish(self, module: nn.Module, history: pd.DataFrame | None = None) -> None:
-        self.module = module.eval()
-        self.history_ = {} if history is None else {name: history[[name]] for name in history}
-        self.is_trained_ = True
+    def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        means = {f"{MEANS}{k}": torch.from_numpy(v) for k, v in self.batch_means_.items()}
+        return {"n_features": self.n_features_, "batches": self.batches_}, means
+
+    def _restore(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.n_features_, self.batches_ = values["n_features"], values["batches"]
+        self.batch_means_ = {k.removeprefix(MEANS): v.numpy() for k, v in tensors.items() if k.startswith(MEANS)}
 
     def _ready(self, adata: AnnData | None) -> Views:
         if self.module is None:
@@ -324,100 +286,6 @@ class FusionModel(BaseModelClass):
             if batch in self.batches_ and np.isfinite(shift := means[self.batches_.index(batch)] - means[-1]).all():
                 offset[views.batch == code] = shift
         return offset
-
-    # -- saving -------------------------------------------------------------------------------------------------------
-
-    def save(self, dir_path: str | Path, overwrite: bool = False, **kwargs: Any) -> None:
-        """Save to a folder of safetensors and JSON; a file from a stranger cannot run code.
-
-        Parameters
-        ----------
-        dir_path
-            Folder; made when needed.
-        overwrite
-            Whether a folder that is not empty may be written into.
-        kwargs
-            None; other options of scvi-tools are refused.
-
-        Raises
-        ------
-        FileExistsError
-            If the folder is not empty and `overwrite` is False.
-        TypeError
-            If an option is given that is not one of these.
-        """
-        _no_options("save", kwargs)
-        if self.module is None:
-            raise RuntimeError("There is nothing to save: the model is not trained yet.")
-        body = {
-            "class": type(self).__name__,
-            "versions": _record.versions(),
-            "params": self.params_,
-            "registry": self.registry_,
-            "architecture": self._architecture(),
-            "n_features": self.n_features_,
-            "batches": self.batches_,
-            "seed": self.seed_,
-            "report": self.report_,
-            "history": _storage.history_to_plain(self.history_ or {}),
-        }
-        tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
-        tensors |= {f"batch_means.{k}": torch.from_numpy(v) for k, v in self.batch_means_.items()}
-        _storage.write(dir_path, body, tensors, overwrite)
-
-    @classmethod
-    def load(cls, dir_path: str | Path, adata: AnnData | None = None, **kwargs: Any) -> Self:
-        """Load a saved model; the training data are not needed.
-
-        Parameters
-        ----------
-        dir_path
-            Folder written by `save`.
-        adata
-            Data to attach, under the same keys as in training. None = pass data to each call.
-        kwargs
-            None; other options of scvi-tools are refused.
-
-        Returns
-        -------
-        The model, ready to code.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the folder holds no model.
-        ValueError
-            If a file is truncated or altered, or the folder holds another class of model.
-        TypeError
-            If an option is given that is not one of these.
-        """
-        _no_options("load", kwargs)
-        body, tensors = _storage.read(dir_path)
-        if body["class"] != cls.__name__:
-            raise ValueError(
-                f"{dir_path} holds a {body['class']} model: load it with stfuse.model.{body['class']}.load."
-            )
-        if adata is None:
-            model = cls(None, registry=body["registry"], **body["params"])
-        else:
-            cls.setup_anndata(adata, **body["registry"]["setup_args"])
-            model = cls(adata, **body["params"])
-        model.n_features_ = body["n_features"]
-        model.batches_, model.seed_, model.report_ = body["batches"], body["seed"], body["report"]
-        prefix = "batch_means."
-        model.batch_means_ = {k.removeprefix(prefix): v.numpy() for k, v in tensors.items() if k.startswith(prefix)}
-        module = model._build(body["architecture"])
-        module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
-        plain = {k: [np.nan if v is None else v for v in values] for k, values in body["history"].items()}
-        frame = pd.DataFrame(plain, index=pd.RangeIndex(1, 1 + max(map(len, plain.values()), default=0), name="epoch"))
-        model._finish(module, frame)
-        return model
-
-
-def _no_options(name: str, kwargs: dict[str, Any]) -> None:
-    """scvi-tools' `save` and `load` take options that mean nothing here; to overlook one would mislead."""
-    if kwargs:
-        raise TypeError(f"{name}() takes no {', '.join(sorted(kwargs))} in stfuse.")
 
 
 def _tell_small_batches(views: Views) -> None:

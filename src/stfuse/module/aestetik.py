@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STRIDE = 3  # of the pooling
+PART = 64  # windows convolved at a time where no moments are taken
 
 
 def kernel_size(window_size: int) -> int:
@@ -107,12 +108,25 @@ class WindowEncoder(nn.Module):
 
     def pooled(self, windows: Tensor) -> Tensor:
         """Windows to pooled channels (batch x channels x pooled cells); nothing in it is random."""
-        n, n_positions = windows.shape[0], self.columns.numel() // self.conv.weight[0, 0].numel()
-        under = windows[:, self.columns].reshape(n * n_positions, -1)
-        weight = self.conv.weight.permute(2, 3, 1, 0).reshape(under.shape[1], -1)
-        h = self.norm(under @ weight + self.conv.get_parameter("bias"))
-        h = h.reshape(n, n_positions, -1)
-        return torch.stack([h[:, cell].max(1).values for cell in self.cells], 2).relu()
+        weight = self.conv.weight.permute(2, 3, 1, 0).reshape(-1, self.conv.out_channels)
+        bias = self.conv.get_parameter("bias")
+        if self.norm.training:
+            return self._largest(self._taps(windows, weight, bias, normalised=True)).relu()
+        # fixed moments are a part of the weights, and parts of a batch that stay in the cache take half the time
+        scale = self.norm.weight * (self.norm.get_buffer("running_var") + self.norm.eps).rsqrt()
+        shift = (bias - self.norm.get_buffer("running_mean")) * scale + self.norm.bias
+        weight = weight * scale
+        return torch.cat([self._largest(self._taps(part, weight, shift)).relu() for part in windows.split(PART)])
+
+    def _taps(self, windows: Tensor, weight: Tensor, bias: Tensor, *, normalised: bool = False) -> Tensor:
+        """Convolution of windows: batch x positions x channels."""
+        n = windows.shape[0]
+        h = torch.addmm(bias, windows.index_select(1, self.columns).reshape(-1, weight.shape[0]), weight)
+        return (self.norm(h) if normalised else h).reshape(n, -1, weight.shape[1])
+
+    def _largest(self, h: Tensor) -> Tensor:
+        """Largest value of each pooled cell."""
+        return torch.stack([h[:, cell].max(1).values for cell in self.cells], 2)
 
     def code(self, pooled: Tensor) -> Tensor:
         """Pooled channels to codes."""
