@@ -45,7 +45,7 @@ class StoredModel(BaseModelClass):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "train" in vars(cls):
-            cls.train = all_or_nothing(vars(cls)["train"])  # type: ignore[method-assign]
+            cls.train = all_or_nothing(vars(cls)["train"])
 
     def __init__(self, adata: AnnData | None = None, registry: dict[str, Any] | None = None, **params: Any) -> None:
         super().__init__(adata, registry)
