@@ -100,6 +100,19 @@ register(
 )
 register(
     Method(
+        name="umpire",
+        title="UMPIRE",
+        summary="Contrastive alignment through adapters or trained encoders, for retrieval and expression from images",
+        reference="Towards unified molecule-enhanced pathology image representation learning via integrating spatial transcriptomics",
+        model="UMPIRE",
+        min_pairs=4,
+        shared=True,
+        private=False,
+        translates=False,
+    )
+)
+register(
+    Method(
         name="concat",
         title="Concat",
         summary="Balanced principal components of both views side by side",

@@ -13,6 +13,7 @@ import pandas as pd
 
 from stfuse import _keys
 from stfuse._log import logger
+from stfuse._raw import RawView, no_tokens, read_crops, read_tokens
 from stfuse._read import (
     Container,
     as_matrix,
@@ -30,6 +31,7 @@ from stfuse._read import (
     read_sections,
     spread,
 )
+from stfuse._tokens import Vocabulary
 
 ROUNDING = 1e-6  # float32 values that differ by less, relative to their size, may be the same number
 
@@ -43,7 +45,8 @@ class Views:
     ``image`` is n x d_image and ``rna`` n x d_rna (float32, rows of NaN where missing), ``paired`` marks rows whose
     two views may be used as a pair in training, ``section`` and ``batch`` are codes 0..s-1. ``places`` are coordinates, n x 2 with
     NaN where there are none, or None; ``spatial`` is the same where none are missing, else None. ``array`` (n x 2 or None) are the
-    places on the array's lattice.
+    places on the array's lattice. ``raw`` are views that are no matrices (crops, tokens); what stands for them above only says in
+    which rows they are there. ``vocabulary`` says what tokens stand for, where the object tells.
     """
 
     obs_names: pd.Index
@@ -61,6 +64,8 @@ class Views:
     places: np.ndarray | None = None
     array: np.ndarray | None = None
     made: dict[str, np.ndarray] = field(default_factory=dict)
+    raw: dict[str, np.ndarray] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
 
     @property
     def n_obs(self) -> int:
@@ -158,6 +163,8 @@ def read_views(
     paired_key: str | None = None,
     table_key: str | None = None,
     spatial_key: str = _keys.SPATIAL,
+    tokens_key: str | None = None,
+    crops: bool = False,
     recipe: Recipe | None = None,
     min_views: int = 2,
 ) -> Views:
@@ -165,7 +172,8 @@ def read_views(
 
     A view whose key is the default one and that is not there is made by ``recipe``, if one is given, from (data, view,
     key, library key, table key); it is returned in ``made`` for the writer. With ``min_views=1`` (coding new data with a trained
-    model) one of the views may be absent altogether.
+    model) one of the views may be absent altogether. With ``crops`` the image view may hold crops; with a ``tokens_key`` the RNA
+    view are the tokens there.
     """
     box = container(data, table_key)
     if box.n_obs == 0:
@@ -183,8 +191,9 @@ def read_views(
 
     arrays: dict[str, np.ndarray] = {}
     made: dict[str, np.ndarray] = {}
-    for role, key, default in (("image", image_key, _keys.IMAGE), ("rna", rna_key, _keys.RNA)):
-        array = _absent_or(box, role, key, default, min_views)
+    raw = _raw_views(box, image_key if crops else None, tokens_key, min_views)
+    for role, key, default in (("image", image_key, _keys.IMAGE), ("rna", tokens_key or rna_key, _keys.RNA)):
+        array = raw[role].stand_in() if role in raw else _absent_or(box, role, key, default, min_views)
         if array is None and recipe is not None:
             array = recipe(data, role, key, library_key, table_key)
             made[key] = array
@@ -197,7 +206,7 @@ def read_views(
 
     n = box.n_obs
     has = {}
-    for role, key in (("image", image_key), ("rna", rna_key)):
+    for role, key in (("image", image_key), ("rna", tokens_key or rna_key)):
         if role in arrays:
             what = f"obsm[{key!r}] (the {role} view)"
             has[role] = _check_view(arrays[role], role, key) if min_views == 2 else check_values(arrays[role], what)
@@ -224,7 +233,20 @@ def read_views(
         places=places,
         array=read_array(data, table_key),
         made=made,
+        raw={role: view.values for role, view in raw.items()},
+        vocabulary=raw["rna"].vocabulary if "rna" in raw else None,
     )
+
+
+def _raw_views(box: Container, crops_key: str | None, tokens_key: str | None, min_views: int) -> dict[str, RawView]:
+    """Find crops and tokens; tokens that are named have to be there unless one view is enough."""
+    found = {
+        "image": None if crops_key is None else read_crops(box, crops_key),
+        "rna": None if tokens_key is None else read_tokens(box, tokens_key),
+    }
+    if tokens_key is not None and found["rna"] is None and min_views == 2:
+        raise KeyError(no_tokens(box, tokens_key))
+    return {role: view for role, view in found.items() if view is not None}
 
 
 def _absent_or(box: Container, role: str, key: str, default: str, min_views: int) -> np.ndarray | None:

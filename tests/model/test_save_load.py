@@ -13,7 +13,7 @@ import torch
 import stfuse
 from stfuse import _registry
 from stfuse.datasets import synthetic_tissue
-from stfuse.model import AESTETIK, CAMEO, CLIP, PCCA, Concat, NeighborMean
+from stfuse.model import AESTETIK, CAMEO, CLIP, PCCA, UMPIRE, Concat, NeighborMean
 
 N = 160
 KINDS = {
@@ -33,6 +33,12 @@ KINDS = {
     "pcca": (PCCA, {"n_components": 10}, {}),
     "pcca alone": (PCCA, {"n_components": 10, "context": False, "private_dim": 0}, {}),
     "clip": (CLIP, {"n_latent": 8}, {"max_epochs": 2, "progress": False}),
+    "umpire": (UMPIRE, {"embed_dim": 8, "adapter_dim": 4}, {"max_epochs": 2, "progress": False}),
+    "umpire reconstruction": (
+        UMPIRE,
+        {"embed_dim": 8, "mode": "linear", "objective": "reconstruction"},
+        {"max_epochs": 2, "progress": False},
+    ),
     "concat": (Concat, {"n_components": 10}, {}),
     "neighbor_mean": (NeighborMean, {"n_components": 10, "n_neighbors": 4}, {}),
 }
@@ -170,7 +176,7 @@ def test_translations(kind, trained, folders):
         np.testing.assert_array_equal(data.obsm[f"translated_{target}"], ours)
 
 
-@pytest.mark.parametrize("kind", ["aestetik", "clip", "concat", "neighbor_mean"])
+@pytest.mark.parametrize("kind", ["aestetik", "clip", "umpire", "concat", "neighbor_mean"])
 def test_a_method_that_does_not_translate_says_so(kind, trained):
     with pytest.raises(NotImplementedError, match="has no translation"):
         trained[kind].translate()

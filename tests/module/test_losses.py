@@ -1,9 +1,21 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from stfuse.module.losses import alignment, critic_loss, generator_loss, gradient_penalty, info_nce
+from stfuse.module.losses import (
+    MAX_LOG_SCALE,
+    alignment,
+    critic_loss,
+    generator_loss,
+    gradient_penalty,
+    info_nce,
+    one_way_nce,
+    pair_margin,
+    soft_target_nce,
+)
 
 
 def _literal_info_nce(a, b, scale):
@@ -72,3 +84,72 @@ def test_gradient_penalty_of_a_unit_slope_is_zero():
         lambda x: x @ direction, torch.randn(5, 2), torch.randn(5, 2), torch.Generator().manual_seed(0)
     )
     assert ours.item() == pytest.approx(0, abs=1e-10)
+
+
+# three pairs on the unit circle, at angles that give simple cosines; rows of another length are the same codes
+IMAGE = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]], dtype=torch.float64)
+GENES = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, -1.0]], dtype=torch.float64)
+COSINES = [[1.0, 0.6, 0.0], [0.0, 0.8, -1.0], [-1.0, -0.6, 0.0]]
+
+
+def _cross_entropy(rows, targets):
+    return -sum(
+        t * (row[j] - math.log(sum(map(math.exp, row))))
+        for row, target in zip(rows, targets, strict=True)
+        for j, t in enumerate(target)
+    ) / len(rows)
+
+
+def _softmax(row):
+    total = sum(map(math.exp, row))
+    return [math.exp(v) / total for v in row]
+
+
+def _scaled(rows, scale):
+    return [[scale * v for v in row] for row in rows]
+
+
+ONE_HOT = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_three_pairs_by_hand():
+    there, back = _scaled(COSINES, 2), _scaled(zip(*COSINES, strict=True), 2)
+    log_scale = torch.tensor(math.log(2.0))
+    forth = _cross_entropy(there, ONE_HOT)
+    assert info_nce(IMAGE, GENES, log_scale).item() == pytest.approx((forth + _cross_entropy(back, ONE_HOT)) / 2)
+    assert one_way_nce(IMAGE, GENES, log_scale).item() == pytest.approx(forth)
+    # the first image: e^2 against e^2, e^1.2 and 1
+    first = math.log(1 + math.exp(-0.8) + math.exp(-2))
+    assert one_way_nce(IMAGE[:1], GENES[:1], log_scale) == 0
+    assert -math.log(_softmax(there[0])[0]) == pytest.approx(first)
+
+
+def test_soft_targets_by_hand():
+    own_image = [[1, 0, -1], [0, 1, 0], [-1, 0, 1]]
+    own_genes = [[1, 0.6, 0], [0.6, 1, -0.8], [0, -0.8, 1]]
+    mean = [[(a + b) / 2 for a, b in zip(*rows, strict=True)] for rows in zip(own_image, own_genes, strict=True)]
+    targets = [_softmax(row) for row in _scaled(mean, 2)]
+    assert all(sum(row) == pytest.approx(1) for row in targets)
+    there, back = _scaled(COSINES, 2), _scaled(zip(*COSINES, strict=True), 2)
+    expected = (_cross_entropy(there, targets) + _cross_entropy(back, targets)) / 2
+    assert soft_target_nce(IMAGE, GENES, torch.tensor(math.log(2.0))).item() == pytest.approx(expected)
+
+
+def test_margin_by_hand():
+    # squared distances are 2 - 2 cosine; only (0, 1) is nearer than one, at the root of 0.8
+    expected = (0 + 0.4 + 2) / 3 + (1 - math.sqrt(0.8)) ** 2 / 6
+    assert pair_margin(IMAGE, GENES).item() == pytest.approx(expected)
+
+
+def test_margin_of_equal_codes_has_a_slope():
+    a = torch.ones(4, 3, requires_grad=True)
+    pair_margin(a, torch.ones(4, 3)).backward()
+    assert torch.isfinite(a.grad).all()
+
+
+@pytest.mark.parametrize("loss", [info_nce, one_way_nce, soft_target_nce])
+def test_the_temperature_stays_above_a_hundredth(loss):
+    a, b = torch.randn(5, 3), torch.randn(5, 3)
+    assert loss(a, b, torch.tensor(50.0)) == loss(a, b, torch.tensor(MAX_LOG_SCALE))
+    assert loss(a, b, torch.tensor(MAX_LOG_SCALE)) != loss(a, b, torch.tensor(MAX_LOG_SCALE - 1))
+    assert math.exp(MAX_LOG_SCALE) == pytest.approx(100, rel=1e-4)

@@ -7,6 +7,7 @@ from matplotlib.colors import to_hex
 from sklearn.decomposition import PCA
 
 import stfuse
+from stfuse.pl._color import PALETTE
 
 
 @pytest.fixture(autouse=True)
@@ -146,9 +147,57 @@ def test_panels_and_own_axes(tissue, tmp_path):
     assert stfuse.pl.embedding(tissue, "X_pca", "domain", method="pca", ax=own) is own
 
 
+def test_before_and_after_under_one_legend(tissue, contents):
+    tissue.obsm["X_less"] = tissue.obsm["X_pca"].copy()
+    tissue.obsm["X_less"][:50] = np.nan
+    tissue.obs["number"] = np.linspace(3, 9, 200)
+    tissue.uns["domain_colors"] = PALETTE[: tissue.obs["domain"].nunique()]
+    before = contents(tissue)
+    reps = ["X_image", "X_less"]
+    axes = stfuse.pl.embedding(tissue, reps, ["domain", "number"], method="pca")
+    np.testing.assert_equal(contents(tissue), before)
+    assert [ax.get_title() for ax in axes] == reps * 2
+    assert [len(ax.collections[0].get_offsets()) for ax in axes] == [200, 150] * 2
+    # the legend of a row stands once, at its end, and says of what it is
+    assert [ax.get_legend() is not None for ax in axes] == [False, True, False, False]
+    assert axes[1].get_legend().get_title().get_text() == "domain"
+    assert [len(ax.child_axes) for ax in axes] == [0, 0, 0, 1]
+    assert axes[3].child_axes[0].get_ylim() == pytest.approx((3, 9))  # of all that is drawn
+    # each panel is what it is alone
+    for i, rep in enumerate(reps):
+        alone = stfuse.pl.embedding(tissue, rep, "domain", method="pca")
+        for drawn in ("get_offsets", "get_facecolors"):
+            np.testing.assert_array_equal(
+                getattr(axes[i].collections[0], drawn)(), getattr(alone.collections[0], drawn)()
+            )
+    assert axes[0].get_position().y0 == axes[1].get_position().y0 > axes[2].get_position().y0
+
+
+@pytest.mark.parametrize("ncols", [1, 2, 4])
+def test_panels_of_codes_do_not_overlap(tissue, ncols):
+    axes = stfuse.pl.embedding(tissue, ["X_image", "X_pca", "spatial"], ["domain", "gene1"], method="pca", ncols=ncols)
+    figure = axes[0].figure
+    figure.canvas.draw()
+    boxes = []
+    for ax in axes:
+        boxes += [ax.get_window_extent(), *(t.get_window_extent() for t in (ax.title, ax.xaxis.label, ax.yaxis.label))]
+        boxes += [ax.get_legend().get_window_extent()] if ax.get_legend() else []
+        boxes += [child.get_tightbbox() for child in ax.child_axes]
+    for i, a in enumerate(boxes):
+        assert a.x0 >= -1 and a.y0 >= -1 and a.x1 <= figure.bbox.width + 1 and a.y1 <= figure.bbox.height + 1
+        for b in boxes[i + 1 :]:
+            overlap = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+            assert min(overlap) < 1.5
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "match"),
     [
+        ({"use_rep": []}, ValueError, "use_rep is an empty list"),
+        ({"use_rep": 5}, TypeError, "use_rep must be a string"),
+        ({"use_rep": ["X_pca", "X_cameo"]}, KeyError, "X_cameo"),
+        ({"use_rep": ["X_pca", "X_image"], "ax": True}, ValueError, "1 colour.* x 2 code.* make 2"),
+        ({"use_rep": ["X_pca", "X_image"], "title": ["a"]}, ValueError, "1 entries for 2 panels"),
         ({"use_rep": "X_cameo"}, KeyError, "X_pca"),
         ({"use_rep": "X_empty"}, ValueError, "too few"),
         ({"method": "tsne"}, ValueError, "umap"),

@@ -477,6 +477,7 @@ STEPS = {
     "cameo": "stfuse.train._plans.AdversarialPlan.on_train_epoch_end",
     "aestetik": "stfuse.train._window_plan.WindowPlan.on_train_epoch_end",
     "clip": "stfuse.train._plans.JointPlan.on_train_epoch_end",
+    "umpire": "stfuse.train._plans.JointPlan.on_train_epoch_end",
     "pcca": "stfuse.model._pcca.fit_anchor",
     "concat": "stfuse.model._components.ViewScaler.fit",
     "neighbor_mean": "stfuse.model._components.ViewScaler.fit",

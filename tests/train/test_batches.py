@@ -79,6 +79,31 @@ def test_pairs_only():
     assert torch.cat([b["pairs"] for b in epoch]).unique().numel() == 20
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_a_batch_of_pairs(world):
+    """Together they see the batch of one process, less what does not divide; each sees as much as the others."""
+    data = _tensors(n_pairs=20)
+    whole = list(StepBatches(data, 8, 3, pairs_only=True))
+    shares = []
+    for rank in range(world):
+        part = StepBatches(data, 8, 3, pairs_only=True)
+        part.split(rank, world)
+        shares.append(list(part))
+        assert len(part) == len(shares[-1]) == len(whole)
+    for step, batch in enumerate(whole):
+        parts = [share[step]["pairs"] for share in shares]
+        assert {p.numel() for p in parts} == {8 // world}
+        together = torch.cat(parts)
+        assert torch.isin(together, batch["pairs"]).all() and together.unique().numel() == 8 // world * world
+
+
+def test_too_few_pairs_for_so_many_processes():
+    batches = StepBatches(_tensors(n_pairs=3), 8, 0, pairs_only=True)
+    batches.split(0, 3)
+    with pytest.raises(ValueError, match="3 pairs a step are too few to be shared by 4 devices"):
+        batches.split(0, 4)
+
+
 def test_the_global_generator_is_left_alone():
     before = torch.get_rng_state()
     list(islice(StepBatches(_tensors(), 4, 0), 3))

@@ -12,7 +12,7 @@ from stfuse.module.cameo import PublishedTranslator
 from stfuse.module.clip import TwoTowers
 from stfuse.train._batches import ViewTensors
 from stfuse.train._fit import KeepBest, fit, resolve_device
-from stfuse.train._plans import Adversarial, AdversarialPlan, JointPlan
+from stfuse.train._plans import Adversarial, AdversarialPlan, JointPlan, warm_cosine
 
 
 def _data(n=60, n_pairs=30, held_out=10, seed=0):
@@ -68,6 +68,28 @@ def test_history_of_the_joint_plan():
     assert history["contrastive"].is_monotonic_decreasing
     assert np.isfinite(history).all(axis=None)
     assert isinstance(keep, KeepBest)
+
+
+def test_the_rate_rises_and_falls_to_zero():
+    rates = [warm_cosine(step, 100, 0.1) for step in range(101)]
+    assert 0 < rates[0] < 0.1 and all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True))
+    assert rates[10] == max(rates) == 1 and rates[55] == pytest.approx(0.5) and rates[100] == 0
+    assert all(a > b for a, b in zip(rates[10:100], rates[11:], strict=True))
+    assert warm_cosine(250, 100, 0.1) == 0  # no way up again
+    assert warm_cosine(0, 100, 0) == 1 and 0 < warm_cosine(99, 100, 1) < 1
+
+
+def test_the_schedule_covers_all_steps():
+    rates = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    with torch.random.fork_rng():
+        plan = JointPlan(TwoTowers(8, 6, 4, 16), _data(), 0, 1e-3, 0.0, warmup=0.25)
+    _run(plan, max_epochs=4, pairs_only=True, trainer_kwargs={"callbacks": [Watch()]})
+    np.testing.assert_allclose(rates, [1e-3 * warm_cosine(step, 16, 0.25) for step in range(16)])
 
 
 def test_no_held_out_pairs_no_verdict():

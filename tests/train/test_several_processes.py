@@ -25,6 +25,7 @@ if __name__ == "__main__":
         ("published", stfuse.model.CAMEO, {"faithful": True}),
         ("anchored", stfuse.model.CAMEO, {}),
         ("clip", stfuse.model.CLIP, {}),
+        ("umpire", stfuse.model.UMPIRE, {"embed_dim": 8, "objective": "reconstruction"}),
         ("windows", stfuse.model.AESTETIK, windows),
     ):
         cls.setup_anndata(adata)
@@ -44,15 +45,70 @@ if __name__ == "__main__":
 def test_two_processes_end_with_the_same_model(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert first.keys() == second.keys() == {"published", "anchored", "clip", "windows"}
+    assert first.keys() == second.keys() == {"published", "anchored", "clip", "umpire", "windows"}
     for name in first:
         assert first[name]["history"] == second[name]["history"], name
         assert all(len(column) == 3 for column in first[name]["history"].values())
         np.testing.assert_array_equal(first[name]["code"], second[name]["code"], err_msg=name)
         assert np.isfinite(first[name]["code"]).all()
+
+
+GATHERED = """
+import json, os, sys
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+import stfuse
+
+
+class Watch(Callback):
+    def __init__(self):
+        self.steps = []
+
+    def on_before_optimizer_step(self, trainer, plan, optimizer):
+        self.steps.append({name: p.grad.flatten().tolist() for name, p in plan.module.named_parameters()})
+
+
+if __name__ == "__main__":
+    adata = stfuse.datasets.synthetic_tissue(120, n_genes=8, n_image_features=6, seed=1)
+    found = {}
+    for objective in ("contrastive", "one-sided", "bleep"):
+        for devices in (2, 1) if os.environ.get("LOCAL_RANK", "0") == "0" else (2,):
+            torch.manual_seed(0)
+            options = {"devices": 2, "strategy": "ddp"} if devices == 2 else {"devices": 1}
+            stfuse.model.UMPIRE.setup_anndata(adata)
+            model = stfuse.model.UMPIRE(adata, objective=objective, embed_dim=4, adapter_dim=3)
+            watch = Watch()
+            model.train(max_epochs=1, batch_size=24, progress=False, device="cpu", callbacks=[watch], **options)
+            loss = {k: v.iloc[:, 0].tolist() for k, v in model.history.items()}
+            found[f"{objective} {devices}"] = {"steps": watch.steps, "loss": loss, "code": model.codes().image.tolist()}
+    if len(found) == 6:
+        with open(os.path.join(sys.argv[1], "found.json"), "w") as file:
+            json.dump(found, file)
+"""
+
+
+@pytest.mark.slow
+def test_a_batch_on_two_devices_is_the_batch_on_one(tmp_path):
+    """Codes are gathered with their gradients: the same loss, and the same gradients, as of one process with all pairs."""
+    (tmp_path / "script.py").write_text(GATHERED)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    for objective in ("contrastive", "one-sided", "bleep"):
+        two, one = found[f"{objective} 2"], found[f"{objective} 1"]
+        assert len(two["steps"]) == len(one["steps"]) == 4
+        for a, b in zip(two["steps"], one["steps"], strict=True):
+            assert a.keys() == b.keys()
+            for name in a:
+                np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-5, err_msg=f"{objective} {name}")
+        for name in one["loss"]:
+            np.testing.assert_allclose(two["loss"][name], one["loss"][name], rtol=1e-4, err_msg=objective)
+        np.testing.assert_allclose(two["code"], one["code"], atol=1e-3, err_msg=objective)
 
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])

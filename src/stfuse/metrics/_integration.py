@@ -98,10 +98,12 @@ def integration_scores(
     True
     """
     check_number("bio_weight", bio_weight, least=0, most=1)
-    codes = _complete_codes(codes)
+    codes = complete_codes(codes)
     kept = ~np.isnan(codes).any(axis=1)
     columns = {"batch": batch, "labels": labels, "domains": domains}
-    groups = {name: _codes_of(values, name, len(codes))[kept] for name, values in columns.items() if values is not None}
+    groups = {
+        name: group_codes(values, name, len(codes))[kept] for name, values in columns.items() if values is not None
+    }
     _check_labels(groups.get("labels"))
     batches = groups.get("batch")
     if batches is not None and len(np.unique(batches)) > 1:
@@ -210,7 +212,8 @@ def _mixing(codes: np.ndarray, batch: np.ndarray) -> dict[str, float]:
     return scores
 
 
-def _complete_codes(codes: np.ndarray) -> np.ndarray:
+def complete_codes(codes: np.ndarray) -> np.ndarray:
+    """Check codes (n x d): finite, or NaN for the whole of a row, and not in every row."""
     codes = np.asarray(codes)
     if codes.ndim != 2 or not codes.size:
         raise ValueError(f"codes must be a matrix of observations x dimensions, its shape is {codes.shape}.")
@@ -227,10 +230,11 @@ def _complete_codes(codes: np.ndarray) -> np.ndarray:
     return codes
 
 
-def _codes_of(values: Any, name: str, n: int) -> np.ndarray:
+def group_codes(values: Any, name: str, n: int, of: str = "codes") -> np.ndarray:
+    """Number the groups that a column of n entries names; -1 for a missing label, refused in other columns."""
     column = pd.Series(np.asarray(values, dtype=object))
     if len(column) != n:
-        raise ValueError(f"{name} has {len(column)} entries, codes has {n} rows.")
+        raise ValueError(f"{name} has {len(column)} entries, {of} has {n} rows.")
     if name != "labels" and column.isna().any():
         raise ValueError(f"{name} has {int(column.isna().sum())} missing value(s): fill them first.")
     return pd.factorize(column)[0]

@@ -5,11 +5,15 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
+        "_abmil": ["ABMIL"],
         "_aestetik": ["AESTETIK"],
         "_cameo": ["CAMEO"],
         "_clip": ["CLIP"],
         "_concat": ["Concat"],
+        "_gat": ["GAT"],
         "_neighbor_mean": ["NeighborMean"],
         "_pcca": ["PCCA"],
+        "_umpire": ["UMPIRE"],
+        "_visiumformer": ["Visiumformer"],
     },
 )

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -72,6 +72,8 @@ def _silent_scvi() -> Iterator[None]:
 class FusionModel(StoredModel):
     """Base of the fusion models; see the subclasses."""
 
+    takes_crops: ClassVar[bool] = False  # whether the image view may be crops, for an encoder of the user's
+
     def __init__(self, adata: AnnData | None = None, registry: dict[str, Any] | None = None, **params: Any) -> None:
         super().__init__(adata, registry, **params)
         self.batch_means_: dict[str, np.ndarray] = {}
@@ -107,12 +109,17 @@ class FusionModel(StoredModel):
         kwargs
             Passed on by scvi-tools when a model is loaded.
         """
-        setup_args = cls._get_setup_method_args(**locals())
-        read_views(adata, **setup_args["setup_args"])
-        fields: list[Any] = [ObsmField("image", image_key), ObsmField("rna", rna_key)]
-        fields += [CategoricalObsField("batch", batch_key)] if batch_key else []
-        fields += [CategoricalObsField("section", library_key)] if library_key else []
-        fields += [NumericalObsField("paired", paired_key, required=False)] if paired_key else []
+        cls._register(adata, cls._get_setup_method_args(**locals()), **kwargs)
+
+    @classmethod
+    def _register(cls, adata: AnnData, setup_args: dict[str, Any], **kwargs: Any) -> None:
+        """Read the views once, and leave the keys with scvi-tools, which wants to know of matrices only."""
+        keys = setup_args["setup_args"]
+        raw = read_views(adata, **keys, crops=cls.takes_crops).raw
+        fields: list[Any] = [ObsmField(view, keys[f"{view}_key"]) for view in _keys.VIEWS if view not in raw]
+        fields += [CategoricalObsField("batch", keys["batch_key"])] if keys["batch_key"] else []
+        fields += [CategoricalObsField("section", keys["library_key"])] if keys["library_key"] else []
+        fields += [NumericalObsField("paired", keys["paired_key"], required=False)] if keys["paired_key"] else []
         manager = AnnDataManager(fields=fields, setup_method_args=setup_args)
         with _silent_scvi():
             manager.register_fields(adata, **kwargs)
@@ -124,7 +131,7 @@ class FusionModel(StoredModel):
         if adata is None:
             if self.adata is None:
                 raise ValueError("The model was loaded without data: pass adata=.")
-            return read_views(self.adata, **arguments)
+            return read_views(self.adata, **arguments, crops=self.takes_crops)
         if arguments["paired_key"] not in adata.obs:
             arguments["paired_key"] = None
         for name in ("batch_key", "library_key"):
@@ -133,7 +140,7 @@ class FusionModel(StoredModel):
                     f"No obs column {arguments[name]!r}: the model was trained with {name}={arguments[name]!r}, so data to code "
                     "need that column too (one value everywhere, if they are one section)."
                 )
-        return read_views(adata, **arguments, min_views=1)
+        return read_views(adata, **arguments, crops=self.takes_crops, min_views=1)
 
     def _centred(self, views: Views, *, fit: bool = False) -> Views:
         """Centre features within each batch; a batch not seen in training is centred on its own mean."""

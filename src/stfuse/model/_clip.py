@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from anndata import AnnData
-from torch import Tensor
 
 from stfuse._check import check_number
 from stfuse._views import Views
-from stfuse.model._base import Codes, FusionModel, fill_other, masked
+from stfuse.model._alignment import Alignment, align, unit_codes
+from stfuse.model._base import Codes, FusionModel
 from stfuse.model._pcca import check_pairs
-from stfuse.model._training import check_training, raw_tensors, split_pairs
+from stfuse.model._training import check_training
 from stfuse.module.clip import TwoTowers
-from stfuse.train._fit import fit
-from stfuse.train._plans import JointPlan
-
-CHUNK = 16_384
 
 
 class CLIP(FusionModel):
@@ -111,50 +104,17 @@ class CLIP(FusionModel):
         ValueError
             If there are fewer than four pairs, or an argument is out of range.
         """
-        if max_epochs is not None and max_epochs < 1:
-            raise ValueError(f"max_epochs must be None or at least 1, got {max_epochs}.")
         check_training(validation_fraction, patience, weight_decay=weight_decay, lr=lr)
+        settings = Alignment(max_epochs, batch_size, lr, weight_decay, validation_fraction, patience)
         views = self._begin(seed)
         check_pairs(views, 4, "CLIP")
-        pairs, held_out = split_pairs(views, validation_fraction, seed)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            module = self._build({"n_image": views.image.shape[1], "n_rna": views.rna.shape[1]})
-            for name, x, has in (("image", views.image, views.has_image), ("rna", views.rna, views.has_rna)):
-                module.standard.fit_moments(name, x, np.flatnonzero(has))
-            plan = JointPlan(module, raw_tensors(views, pairs, held_out), seed, lr, weight_decay)
-            history, keep = fit(
-                plan,
-                max_epochs=max_epochs if max_epochs is not None else (100 if held_out.size else 20),
-                batch_size=batch_size,
-                device=device,
-                seed=seed,
-                patience=patience,
-                pairs_only=True,
-                progress=progress,
-                desc="CLIP",
-                trainer_kwargs=trainer_kwargs,
-            )
-        if keep is not None and keep.state is not None:
-            module.load_state_dict(keep.state)
+        module, history = align(self, views, settings, seed, device, progress, trainer_kwargs)
         self._finish(module, history)
 
-    @torch.no_grad()
     def _codes(self, views: Views) -> Codes:
         if self.module is None:
             raise RuntimeError("CLIP is not trained yet: call .train() first.")
-        code = {}
-        for name, x, has in (("image", views.image, views.has_image), ("rna", views.rna, views.has_rna)):
-            out = np.full((views.n_obs, self.params_["n_latent"]), np.nan, np.float32)
-            rows = np.flatnonzero(has)
-            for start in range(0, rows.size, CHUNK):
-                index = rows[start : start + CHUNK]
-                t: Tensor = self.module.native(name, torch.from_numpy(x[index]))
-                out[index] = F.normalize(self.module.encode(name, t), dim=1).numpy()
-            code[name] = masked(out, has)
-        return Codes(
-            fused=np.hstack(fill_other(code["image"], code["rna"], views)), image=code["image"], rna=code["rna"]
-        )
+        return unit_codes(self.module, views, self.params_["n_latent"])
 
     def _architecture(self) -> dict[str, Any]:
         return {"n_image": self.n_features_["image"], "n_rna": self.n_features_["rna"]}

@@ -146,16 +146,21 @@ class StoredModel(BaseModelClass):
             If an option is given that is not one of these.
         """
         _no_options("load", kwargs)
+        return cls._load(dir_path, adata)
+
+    @classmethod
+    def _load(cls, dir_path: str | Path, adata: AnnData | None, **given: Any) -> Self:
+        """Load what was saved; ``given`` are arguments of the class that no file can hold."""
         body, tensors = _storage.read(dir_path)
         if body["class"] != cls.__name__:
             raise ValueError(
                 f"{dir_path} holds a {body['class']} model: load it with stfuse.model.{body['class']}.load."
             )
         if adata is None:
-            model = cls(None, registry=body["registry"], **body["params"])
+            model = cls(None, registry=body["registry"], **body["params"], **given)
         else:
             cls.setup_anndata(adata, **body["registry"]["setup_args"])
-            model = cls(adata, **body["params"])
+            model = cls(adata, **body["params"], **given)
         model.seed_, model.report_ = body["seed"], body["report"]
         model._restore(body, tensors)
         module = model._build(body["architecture"])

@@ -12,13 +12,51 @@ from torch import Tensor
 CriticKind = Literal["wgan", "wgan-gp", "gan"]
 
 
+MAX_LOG_SCALE = 4.6052  # the inverse temperature stops at 100
+MARGIN = 1.0
+
+
+def _logits(a: Tensor, b: Tensor, log_scale: Tensor) -> Tensor:
+    """Cosines of all rows of ``a`` with all of ``b``, times the inverse temperature, which is clamped to 100."""
+    return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T * log_scale.clamp(max=MAX_LOG_SCALE).exp()
+
+
 def info_nce(a: Tensor, b: Tensor, log_scale: Tensor) -> Tensor:
     """Symmetric contrastive loss of n pairs (Radford et al. 2021): row i of ``a`` belongs to row i of ``b``.
 
     The scale is the inverse temperature, clamped to 100.
     """
-    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T * log_scale.clamp(max=4.6052).exp()
+    logits = _logits(a, b, log_scale)
     target = torch.arange(a.shape[0], device=a.device)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+def one_way_nce(a: Tensor, b: Tensor, log_scale: Tensor) -> Tensor:
+    """Contrastive loss of n pairs from ``a`` to ``b`` only (van den Oord et al. 2018): each row of ``a`` looks for its partner."""
+    return F.cross_entropy(_logits(a, b, log_scale), torch.arange(a.shape[0], device=a.device))
+
+
+def pair_margin(a: Tensor, b: Tensor) -> Tensor:
+    """Pull pairs together, push others apart while nearer than a margin (Hadsell et al. 2006), on unit codes.
+
+    Mean over pairs of the squared distance, plus mean over all others of the squared shortfall from the margin of one. Nothing
+    is compared within a row, and no temperature is needed.
+    """
+    squared = 2 - 2 * F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
+    own = torch.eye(a.shape[0], dtype=torch.bool, device=a.device)
+    # the root has no slope at zero
+    short = (MARGIN - squared[~own].clamp(min=1e-12).sqrt()).clamp(min=0)
+    return squared[own].mean() + short.square().mean()
+
+
+def soft_target_nce(a: Tensor, b: Tensor, log_scale: Tensor) -> Tensor:
+    """Contrastive loss of n pairs whose targets are soft: pairs that look alike in both views are no negatives (BLEEP).
+
+    The target of row i is the softmax over j of the mean of both views' own similarities, at the same temperature. Those are
+    symmetric, so one matrix with rows that add up to one serves both directions. Targets take part in the gradient.
+    """
+    target = (0.5 * (_logits(a, a, log_scale) + _logits(b, b, log_scale))).softmax(dim=1)
+    logits = _logits(a, b, log_scale)
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
 

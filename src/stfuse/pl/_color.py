@@ -123,12 +123,15 @@ def _not_found(box: Any, key: str) -> str:
 
 def _category_colors(box: Any, key: str, names: list[str], palette: Palette) -> dict[str, str]:
     """Use the palette given, or the colours kept in ``uns``, or make some."""
-    if palette is not None:
-        return _from_palette(palette, names)
-    kept = _kept_colors(box, key)
-    if len(kept) >= len(names):
+    kept = _kept_colors(box, key) if palette is None else []
+    if kept and len(kept) >= len(names):
         return dict(zip(names, kept, strict=False))
-    return default_colors(names)
+    return named_colors(names, palette)
+
+
+def named_colors(names: list[str], palette: Palette) -> dict[str, str]:
+    """Give names the colours of a palette, or colours of our own."""
+    return default_colors(names) if palette is None else _from_palette(palette, names)
 
 
 def _kept_colors(box: Any, key: str) -> list[str]:

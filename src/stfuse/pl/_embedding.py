@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 
 from stfuse import _read
 from stfuse._check import check_number, check_seed, check_text
-from stfuse.pl._color import MISSING, Palette, color_keys, face_colors, keep_colors, number_scale, read_color
+from stfuse.pl._color import MISSING, Color, Palette, color_keys, face_colors, keep_colors, number_scale, read_color
 from stfuse.pl._layout import Block, check_drawing, draw_legend, draw_title, height_of, legend_width, place, save_figure
 from stfuse.pl._spatial import RASTERIZE
 
@@ -21,7 +22,7 @@ SIDE = 3.4
 
 def embedding(
     data: Any,
-    use_rep: str = "X_cameo",
+    use_rep: str | Sequence[str] = "X_cameo",
     color: str | Sequence[str] | None = None,
     *,
     method: Literal["umap", "pca"] = "umap",
@@ -42,9 +43,10 @@ def embedding(
     seed: int = 0,
     table_key: str | None = None,
 ) -> Axes | list[Axes]:
-    """Draw a code in two dimensions, coloured by labels, genes or other codes.
+    """Draw a code in two dimensions, coloured by labels, genes or other codes; several codes side by side.
 
-    Shows at a glance whether sections mix and domains separate. The picture is computed for the drawing and not kept;
+    Shows at a glance whether sections mix and domains separate. With several codes, such as the image features before and after
+    alignment (`["X_image", "X_clip_image"]`), each colour is a row of panels with one scale and one legend. The picture is computed for the drawing and not kept;
     to keep it, call :func:`scanpy.tl.umap` with `neighbors_key="<m>_neighbors"` and give `use_rep="X_umap"` here.
 
     Parameters
@@ -52,7 +54,7 @@ def embedding(
     data
         AnnData, MuData or SpatialData.
     use_rep
-        Key of the code in `obsm`. A code of two columns is drawn as it is. Rows of NaN are left out.
+        Key of the code in `obsm`, or several keys. A code of two columns is drawn as it is. Rows of NaN are left out.
     color
         One or several of: a column of `obs`, a gene, a column of `obsm` as `"key:column"`. None draws grey points.
     method
@@ -75,7 +77,7 @@ def embedding(
     ncols
         Panels in a row.
     title
-        Title of each panel. None: name of the colour.
+        Title of each panel. None: name of the colour, or of the code where there are several.
     legend
         Whether to draw legends and colour bars.
     figsize
@@ -92,14 +94,14 @@ def embedding(
     Returns
     -------
     matplotlib.axes.Axes or list of them
-        One panel: its axes. Several: a list, one for each colour.
+        One panel: its axes. Several: a list, all codes in the first colour, then in the next.
 
     Raises
     ------
     KeyError
         If the code or a colour is not there.
     ValueError
-        If the method is unknown, fewer than 4 observations have a code, `ax` is given for several panels, or a number
+        If no code is named, the method is unknown, fewer than 4 observations have a code, `ax` is given for several panels, or a number
         is out of range.
     TypeError
         If an argument is of the wrong type.
@@ -112,57 +114,106 @@ def embedding(
     >>> adata = stfuse.datasets.synthetic_tissue(300)
     >>> stfuse.pl.embedding(adata, "X_pca", color="domain", method="pca").get_xlabel()
     'PC 1'
+    >>> panels = stfuse.pl.embedding(adata, ["X_image", "X_pca"], "domain", method="pca")
+    >>> [panel.get_title() for panel in panels]
+    ['X_image', 'X_pca']
     """
     if method not in ("umap", "pca"):
         raise ValueError(f'method must be "umap" or "pca", got {method!r}.')
     check_number("n_neighbors", n_neighbors, least=2, whole=True)
     check_seed(seed)
-    check_text("use_rep", use_rep)
+    reps = [use_rep] if isinstance(use_rep, str) else list(use_rep) if isinstance(use_rep, Sequence) else [use_rep]
+    if not reps:
+        raise ValueError("use_rep is an empty list: name at least one code in obsm.")
+    for rep in reps:
+        check_text("use_rep", rep)
     check_drawing(size, {"alpha": alpha}, ncols, {"legend": legend}, figsize, save)
     keys = color_keys(color)
-    if ax is not None and len(keys) != 1:
-        raise ValueError(f"ax= takes one panel, but {len(keys)} colours were given.")
+    n_panels = len(reps) * len(keys)
+    if ax is not None and n_panels != 1:
+        raise ValueError(f"ax= takes one panel, but {len(keys)} colour(s) x {len(reps)} code(s) make {n_panels}.")
+    codes = [_codes(data, rep, table_key) for rep in reps]
+    colors = [
+        None if k is None else read_color(data, k, palette=palette, layer=layer, table_key=table_key) for k in keys
+    ]
+    titles = _titles(title, reps, colors)
+    shown = np.unique(np.concatenate([rows for rows, _ in codes]))
+    # before there is a figure, which an unknown colour map would leave open
+    scales = [number_scale(c, shown, cmap, vmin, vmax) for c in colors]
+    clouds = [
+        _cloud(rows, values, rep, method, n_neighbors, seed) for rep, (rows, values) in zip(reps, codes, strict=True)
+    ]
+
+    names = [c.name if c is not None and len(reps) > 1 else None for c in colors]
+    if ax is not None:
+        groups, side = [[ax]], height_of(ax)
+    else:
+        side = SIDE
+        needs = [
+            legend_width(c, SIDE, name, scale) if c and legend else 0.0
+            for c, name, scale in zip(colors, names, scales, strict=True)
+        ]
+        groups = place([Block(len(reps), need) for need in needs], (SIDE, SIDE), ncols, figsize, labels=0.2)
+    for panels, read, mappable, name in zip(groups, colors, scales, names, strict=True):
+        for panel, cloud in zip(panels, clouds, strict=True):
+            _draw_points(panel, cloud, read, mappable, size, alpha)
+            draw_title(panel, next(titles))
+        if legend and read is not None:
+            draw_legend(panels[min(ncols, len(panels)) - 1], read, side, mappable, name)
+    keep_colors(data, colors, table_key)
+    axes = [panel for panels in groups for panel in panels]
+    if save is not None:
+        save_figure(axes[0], save)
+    return axes[0] if len(axes) == 1 else axes
+
+
+def _codes(data: Any, use_rep: str, table_key: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Read which observations have a code, and their codes."""
     codes = _read.read_rep(data, use_rep, table_key)
     rows = np.flatnonzero(_read.check_values(codes, f"obsm[{use_rep!r}]"))
     if rows.size < 4:
         raise ValueError(f"obsm[{use_rep!r}] has {rows.size} row(s) with a code: too few to draw.")
-    colors = [
-        None if k is None else read_color(data, k, palette=palette, layer=layer, table_key=table_key) for k in keys
-    ]
-    titles = [title] * len(keys) if title is None or isinstance(title, str) else list(title)
-    if len(titles) != len(keys):
-        raise ValueError(f"title has {len(titles)} entries for {len(keys)} panels.")
-    # before there is a figure, which an unknown colour map would leave open
-    scales = [number_scale(c, rows, cmap, vmin, vmax) for c in colors]
-    points, labels = _flatten(codes[rows], use_rep, method, n_neighbors, seed)
+    return rows, codes[rows]
+
+
+def _titles(title: str | Sequence[str] | None, reps: list[str], colors: list[Color | None]) -> Iterator[str]:
+    n = len(reps) * len(colors)
+    if title is not None:
+        given = [title] * n if isinstance(title, str) else list(title)
+        if len(given) != n:
+            raise ValueError(f"title has {len(given)} entries for {n} panels.")
+        return iter(given)
+    if len(reps) > 1:
+        return iter(reps * len(colors))
+    return iter([c.name if c else "" for c in colors])
+
+
+class _Cloud(NamedTuple):
+    """Points of one code, in the order in which they are drawn."""
+
+    rows: np.ndarray
+    points: np.ndarray
+    labels: tuple[str, str]
+
+
+def _cloud(rows: np.ndarray, codes: np.ndarray, use_rep: str, method: str, n_neighbors: int, seed: int) -> _Cloud:
+    points, labels = _flatten(codes, use_rep, method, n_neighbors, seed)
     # in their own order the last section would cover the others
     shuffled = np.random.default_rng(seed).permutation(rows.size)
-    points, rows = points[shuffled], rows[shuffled]
+    return _Cloud(rows[shuffled], points[shuffled], labels)
 
-    if ax is not None:
-        panels, side = [ax], height_of(ax)
-    else:
-        side = SIDE
-        needs = [
-            legend_width(c, SIDE, None, scale) if c and legend else 0.0 for c, scale in zip(colors, scales, strict=True)
-        ]
-        groups = place([Block(1, need) for need in needs], (SIDE, SIDE), ncols, figsize, labels=0.2)
-        panels = [group[0] for group in groups]
+
+def _draw_points(
+    ax: Axes, cloud: _Cloud, color: Color | None, mappable: ScalarMappable | None, size: float | None, alpha: float
+) -> None:
+    rows, points, labels = cloud
     area = size if size is not None else float(np.clip(24_000 / rows.size, 0.5, 40))
-    for panel, read, mappable, heading in zip(panels, colors, scales, titles, strict=True):
-        faces = np.tile([MISSING], rows.size) if read is None else face_colors(read, rows, mappable)[0]
-        panel.scatter(points[:, 0], points[:, 1], s=area, c=faces, alpha=alpha, lw=0, rasterized=rows.size > RASTERIZE)
-        panel.set(xticks=[], yticks=[])
-        panel.set_xlabel(labels[0], fontsize=9)
-        panel.set_ylabel(labels[1], fontsize=9)
-        panel.spines[["top", "right"]].set_visible(False)
-        draw_title(panel, heading if heading is not None else read.name if read else "")
-        if legend and read is not None:
-            draw_legend(panel, read, side, mappable, None)
-    keep_colors(data, colors, table_key)
-    if save is not None:
-        save_figure(panels[0], save)
-    return panels[0] if len(panels) == 1 else panels
+    faces = np.tile([MISSING], rows.size) if color is None else face_colors(color, rows, mappable)[0]
+    ax.scatter(points[:, 0], points[:, 1], s=area, c=faces, alpha=alpha, lw=0, rasterized=rows.size > RASTERIZE)
+    ax.set(xticks=[], yticks=[])
+    ax.set_xlabel(labels[0], fontsize=9)
+    ax.set_ylabel(labels[1], fontsize=9)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _flatten(

@@ -74,12 +74,17 @@ def legend_width(color: Color, height: float, title: str | None, mappable: Scala
 
 
 def place(
-    blocks: Sequence[Block], panel: tuple[float, float], ncols: int, figsize: Any, labels: float = 0.0
+    blocks: Sequence[Block],
+    panel: tuple[float, float],
+    ncols: int,
+    figsize: Any,
+    labels: float = 0.0,
+    names: float = 0.0,
 ) -> list[list[Axes]]:
     """Make a figure with the axes of each block.
 
     Blocks of one panel stand side by side, others below each other. ``panel`` is width and height of each,
-    ``labels`` the room that the names of its axes take.
+    ``labels`` the room that the names of its axes take, ``names`` that of the name of a row, on the left of a block.
     """
     width, height = panel
     single = all(b.n_panels == 1 for b in blocks)
@@ -88,7 +93,7 @@ def place(
     rows = 1 if single else math.ceil(max(b.n_panels for b in blocks) / inside)
     # legends that stand below each other are as wide as the widest
     legends = [max(b.legend for b in blocks[i::per_line]) for i in range(per_line)]
-    cells = [labels + inside * width + (inside - 1) * GAP + legend for legend in legends]
+    cells = [names + inside * (labels + width) + (inside - 1) * GAP + legend for legend in legends]
     starts = MARGIN + np.concatenate([[0], np.cumsum(np.array(cells) + GAP)])
     line_height = rows * (TITLE + height + labels) + (rows - 1) * GAP
     n_lines = math.ceil(len(blocks) / per_line)
@@ -100,7 +105,7 @@ def place(
         top = total[1] - line * (line_height + GAP)
         made = []
         for row, column in (divmod(k, inside) for k in range(block.n_panels)):
-            x = starts[cell] + labels + column * (width + GAP)
+            x = starts[cell] + names + labels + column * (labels + width + GAP)
             y = top - row * (TITLE + height + labels + GAP) - TITLE - height
             made.append(figure.add_axes((x / total[0], y / total[1], width / total[0], height / total[1])))
         axes.append(made)

@@ -141,7 +141,7 @@ def spatial(
     keys = color_keys(color)
     if not keys:
         raise ValueError("color is an empty list: name at least one column, gene or 'key:column' of obsm.")
-    sections = _chosen(
+    sections = chosen_sections(
         read_tissue(data, library_key, spatial_key, table_key, (img_key or True) if img else False, crop), library_id
     )
     colors = [
@@ -175,7 +175,7 @@ def spatial(
     for color_read, mappable, panels in zip(colors, scales, groups, strict=True):
         for section, frame, panel in zip(sections, frames, panels, strict=True):
             draw_section(panel, section, frame, alpha_img)
-            _draw_circles(panel, section, color_read, mappable, **style)
+            draw_circles(panel, section, color_read, mappable, **style)
             draw_title(panel, next(titles))
         if legend and color_read is not None:
             beside = panels[min(ncols, len(panels)) - 1]
@@ -187,7 +187,8 @@ def spatial(
     return axes[0] if len(axes) == 1 else axes
 
 
-def _chosen(sections: list[Section], library_id: str | Sequence[str] | None) -> list[Section]:
+def chosen_sections(sections: list[Section], library_id: str | Sequence[str] | None) -> list[Section]:
+    """Keep the sections that were named, in the order of their names; all where none was."""
     if library_id is None:
         return sections
     # sections of a column of numbers are named by their text
@@ -219,9 +220,10 @@ def _legend_title(color: Color | None, sections: list[Section]) -> str | None:
     return color.name if color is not None and len(sections) > 1 else None
 
 
-def _draw_circles(
+def draw_circles(
     ax: Axes, section: Section, color: Color | None, mappable: ScalarMappable | None, *, size: float, alpha: float
 ) -> None:
+    """Draw the observations of one section, in grey where there is neither a colour nor an image."""
     if color is None and section.image is not None:
         return
     xy = section.xy

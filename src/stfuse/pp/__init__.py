@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_image_features": ["image_features"],
         "_neighbor_mean": ["neighbor_mean"],
         "_normalize_stain": ["normalize_stain"],
+        "_rank_tokens": ["rank_tokens"],
         "_recipe": ["rna_features"],
         "_recipe_cross_sample": ["recipe_cross_sample"],
         "_tessellate": ["tessellate"],

@@ -15,6 +15,7 @@ from stfuse._log import warn
 
 # With fewer observations the trend of a batch's variances on its means can't be fitted.
 MIN_BATCH = 10
+BLOCK = 1 << 18  # values that are looked at together
 MEND = "Expression features are made from raw counts: put them into X or a layer, or name features with rna_key=."
 
 
@@ -176,7 +177,7 @@ def present_counts(
 
     ``mend`` says in messages what to do, ``whole`` refuses values that are no whole numbers instead of warning.
     """
-    counts = _read_counts(adata, layer, mend, whole)
+    counts = raw_counts(adata, layer, mend=mend, whole=whole)
     total = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     present = total > 0
     if present.sum() < 2:
@@ -212,7 +213,8 @@ def gene_components(matrix: csr_matrix | np.ndarray, n_comps: int) -> tuple[np.n
     return found[0], found[1]
 
 
-def _read_counts(adata: AnnData, layer: str | None, mend: str, whole: bool) -> csr_matrix:
+def raw_counts(adata: AnnData, layer: str | None, *, mend: str, whole: bool) -> csr_matrix:
+    """Counts as rows, sharing memory where they are such rows already; what cannot be counts is refused or warned of."""
     where = "X" if layer is None else f"layers[{layer!r}]"
     layers = [str(name) for name in adata.layers.keys() if name is not None]
     if layer is not None and layer not in layers:
@@ -229,11 +231,13 @@ def _read_counts(adata: AnnData, layer: str | None, mend: str, whole: bool) -> c
         values = getattr(values, load)() if hasattr(values, load) else values
     values = values if issparse(values) else np.asarray(values)
     counts = csr_matrix(values.astype(np.float32) if values.dtype == np.float16 else values)
-    if not np.isfinite(counts.data).all():
+    # extremes tell of all values without an array of their size
+    low, high = (counts.data.min(), counts.data.max()) if counts.data.size else (0, 0)
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError(f"{where} has missing or infinite values. {mend}")
-    if (counts.data < 0).any():
+    if low < 0:
         raise ValueError(f"{where} has negative values, so it holds no counts (scaled data?). {mend}")
-    if counts.dtype.kind == "f" and (counts.data != np.rint(counts.data)).any():
+    if not _whole_numbers(counts.data):
         if whole:
             raise ValueError(f"{where} has values that are not whole numbers, so it holds no counts. {mend}")
         warn(
@@ -241,6 +245,13 @@ def _read_counts(adata: AnnData, layer: str | None, mend: str, whole: bool) -> c
             + mend
         )
     return counts
+
+
+def _whole_numbers(values: np.ndarray) -> bool:
+    if values.dtype.kind != "f":
+        return True
+    blocks = (values[start : start + BLOCK] for start in range(0, values.size, BLOCK))
+    return all(np.array_equal(block, np.rint(block)) for block in blocks)
 
 
 def variable_genes(counts: csr_matrix, n_top_genes: int, batch: pd.Series | None) -> np.ndarray:

@@ -43,6 +43,16 @@ def group_folds(groups: np.ndarray, n_splits: int) -> np.ndarray:
     return _number(GroupKFold(n_splits).split(np.zeros(len(groups)), groups=groups), len(groups))
 
 
+def stratified_group_folds(labels: np.ndarray, groups: np.ndarray, n_splits: int, seed: int) -> np.ndarray:
+    """Whole groups stay together, and each fold gets about the same share of every class."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        splits = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed).split(labels, labels, groups)
+        return _number(splits, len(labels))
+
+
 def spatial_folds(spatial: np.ndarray, section: np.ndarray, n_splits: int, seed: int) -> np.ndarray:
     """Each section falls into ``n_splits`` compact blocks; a fold is one block of every section.
 

@@ -26,8 +26,13 @@ def private_adata(views: Views, keys: dict[str, Any]) -> AnnData:
     if keys["paired_key"]:
         obs[keys["paired_key"]] = views.paired
     adata = AnnData(obs=obs)
-    adata.obsm[keys["image_key"]] = views.image
-    adata.obsm[keys["rna_key"]] = views.rna
+    adata.obsm[keys["image_key"]] = views.raw.get("image", views.image)
+    if "rna" in views.raw:
+        adata.obsm[keys["tokens_key"]] = views.raw["rna"]
+        if views.vocabulary is not None:
+            adata.uns[keys["tokens_key"]] = views.vocabulary.record()
+    else:
+        adata.obsm[keys["rna_key"]] = views.rna
     if views.places is not None:
         adata.obsm[_keys.SPATIAL] = views.places
     if views.array is not None:
@@ -87,12 +92,12 @@ def run(
 
         resolve_device(train_params["device"])
     _check_free(container(data, table_key), slots, keys, method)
-    views = read_views(data, **keys, table_key=table_key, recipe=make_view)
+    model_class: Any = row.model_class()
+    views = read_views(data, **keys, table_key=table_key, crops=model_class.takes_crops, recipe=make_view)
     if views.spatial is not None and model_params.get("context"):
         # of one view: the other one may lie on the same places in a section of its own
         warn_if_stacked(views.spatial[views.has_image], len(views.sections), views.library_key)
     adata = private_adata(views, keys)
-    model_class: Any = row.model_class()
     keys = keys | {"library_key": views.library_key}  # the one that was found, where none was named
     model_class.setup_anndata(adata, **keys)
     model = model_class(adata, **model_params)
@@ -103,7 +108,9 @@ def run(
     obsm |= {name: code for name, code in zip(_codes_of(slots), found, strict=True) if code is not None}
     record = {
         "method": method,
-        "params": keys | model_params | {k: v for k, v in train_params.items() if k not in {"progress", "seed"}},
+        "params": keys
+        | {k: _told(v) for k, v in model_params.items()}
+        | {k: v for k, v in train_params.items() if k not in {"progress", "seed"}},
         "seed": train_params["seed"],
         "versions": _record.versions(),
         "n_obs": views.counts(),
@@ -114,6 +121,11 @@ def run(
     target = _record.copy_of(data, table_key) if copy else data
     _record.write(target, obsm=obsm, uns={slots.record: record}, drop_obsm=_codes_of(slots), table_key=table_key)
     return _returned(target if copy else None, model if return_model else None)
+
+
+def _told(value: Any) -> Any:
+    """A network in a record is the name of its kind: its text is as long as it is deep."""
+    return type(value).__name__ if hasattr(value, "parameters") or hasattr(value, "module") else value
 
 
 def _returned(data: Any, model: Any) -> Any:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from stfuse import _keys, _read, _record
 from stfuse._check import check_flag, check_number, check_seed, check_target, check_text
+from stfuse._labels import read_classes
 from stfuse._log import warn
 from stfuse._progress import progress
 from stfuse.metrics import macro_f1, micro_f1, r2
@@ -220,22 +221,8 @@ def _check_types(
 
 
 def _read_labels(data: Any, key: str, table_key: str | None) -> _Target:
-    column = _read.read_column(data, key, table_key)
-    if pd.api.types.is_float_dtype(column.dtype):
-        values = column.to_numpy(dtype=float, na_value=np.nan)
-        if (np.isinf(values) | (values != np.rint(values)))[~np.isnan(values)].any():
-            raise ValueError(
-                f"obs[{key!r}] holds decimal numbers. For classes call .astype('category') on it, for regression put it "
-                "into obsm as an n x 1 array and pass target_obsm=."
-            )
-        # whole numbers, which one missing value makes decimal ones
-        column = pd.Series(values, index=column.index).astype("Int64")
-    labels = pd.Categorical(column).remove_unused_categories()
-    codes = labels.codes.astype(np.int64)
-    names = [str(c) for c in labels.categories]
-    if len(set(names)) < len(names):
-        twice = next(n for n in names if names.count(n) > 1)
-        raise ValueError(f"obs[{key!r}] has several categories that read {twice!r}, such as a number and its text.")
+    otherwise = ", for regression put it into obsm as an n x 1 array and pass target_obsm="
+    codes, names = read_classes(_read.read_column(data, key, table_key), key, otherwise)
     return _Target(codes, codes >= 0, names, None)
 
 

@@ -61,7 +61,8 @@ class StepBatches:
 
     Image and RNA rows are shuffled and dealt out in full batches (the last one is filled up from the next shuffle); pairs are
     dealt likewise, all of them in every step while they fit into one batch. No row stands twice in a batch. Several processes
-    deal the same hands and take turns, so that together they see what one would.
+    deal the same hands and take turns, so that together they see what one would. With ``pairs_only`` they share every batch
+    instead, equally many pairs each: contrastive losses compare all pairs of a step, on whatever device they lie.
     """
 
     def __init__(self, data: ViewTensors, batch_size: int, seed: int, *, pairs_only: bool = False) -> None:
@@ -76,17 +77,24 @@ class StepBatches:
 
     def split(self, rank: int, world: int) -> None:
         """Take one process's share of each epoch."""
+        if self.pairs_only and self._size(self.data.pairs) < world:
+            raise ValueError(
+                f"{self._size(self.data.pairs)} pairs a step are too few to be shared by {world} devices: use fewer devices, or a "
+                "larger batch_size."
+            )
         self.rank, self.world = rank, world
 
     def __len__(self) -> int:
-        return -(-self.steps // self.world)
+        return self.steps if self.pairs_only else -(-self.steps // self.world)
+
+    def _size(self, rows: Tensor) -> int:
+        return min(self.batch_size, rows.numel())
 
     def _deal(self, rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        n, size = rows.numel(), self.batch_size
+        n, size = rows.numel(), self._size(rows)
         if n == 0:
             while True:
                 yield rows
-        size = min(size, n)
         order = torch.randperm(n, generator=generator)
         while True:
             if order.numel() < size:
@@ -101,11 +109,16 @@ class StepBatches:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch * 7919)
         self.epoch += 1
         pairs = self._deal(self.data.pairs, generator)
+        if self.pairs_only:
+            share = (
+                self._size(self.data.pairs) // self.world * self.world
+            )  # codes are gathered, which takes equal parts
+            for _ in range(self.steps):
+                yield {"pairs": next(pairs)[:share][self.rank :: self.world]}
+            return
         image = self._deal(self.data.rows_image, generator)
         rna = self._deal(self.data.rows_rna, generator)
         for step in range(len(self) * self.world):
-            batch = {"pairs": next(pairs)}
-            if not self.pairs_only:
-                batch |= {"image": next(image), "rna": next(rna)}
+            batch = {"pairs": next(pairs), "image": next(image), "rna": next(rna)}
             if step % self.world == self.rank:
                 yield batch

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stfuse._progress import DELAY
 from stfuse.train._batches import Batches, StepBatches
-from stfuse.train._plans import AdversarialPlan, FusionPlan, Plan
+from stfuse.train._plans import FusionPlan, Plan
 
 SMALL = 250_000  # parameters
 
@@ -49,18 +49,18 @@ class KeepBest(Callback):
         self.state: dict[str, Tensor] | None = None
 
     @staticmethod
-    def _scores(trainer: lp.Trainer, plan: FusionPlan) -> Any:
+    def _scores(trainer: lp.Trainer, plan: Plan) -> Any:
         """Scores of the first process, so that all stop at the same epoch."""
         return trainer.strategy.broadcast(plan.held_out())
 
     def on_train_start(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
         """Score the start: training has to beat it."""
-        if isinstance(pl_module, FusionPlan):
+        if isinstance(pl_module, Plan):
             self.start = self.best = self._scores(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
         """Compare, keep, stop."""
-        if not isinstance(pl_module, FusionPlan):
+        if not isinstance(pl_module, Plan):
             return
         scores = self._scores(trainer, pl_module)
         epoch = trainer.current_epoch + 1
@@ -162,14 +162,14 @@ def fit(
     desc: str = "training",
     trainer_kwargs: dict[str, Any] | None = None,
 ) -> tuple[pd.DataFrame, KeepBest | None]:
-    """Train the plan; return its history and, when held-out pairs were watched, what they said.
+    """Train the plan; return its history and, where what it holds out was watched, what that said.
 
-    ``batches`` are dealt as they are; a plan on pairs needs none and gets batches of ``batch_size``.
+    ``batches`` are dealt as they are; a plan on pairs needs none and gets batches of ``batch_size``. With ``patience``, any plan
+    that holds something out (`Plan.watched`) is watched.
     """
     keep = None
     callbacks: list[Callback] = [EpochBar(desc, progress)]
-    watched = isinstance(plan, FusionPlan) and plan.tensors.held_out.numel() > 0
-    if patience is not None and watched:
+    if patience is not None and plan.watched():
         keep = KeepBest(patience)
         callbacks.append(keep)
     options = dict(trainer_kwargs or {})
@@ -187,8 +187,7 @@ def fit(
         "num_sanity_val_steps": 0,
     }
     strategy = options.get("strategy", "auto")
-    if strategy == "ddp" and isinstance(plan, AdversarialPlan):
-        # critics and translators take turns: not every parameter is in every step
+    if strategy == "ddp" and plan.some_rest:
         options["strategy"] = "ddp_find_unused_parameters_true"
     if isinstance(plan, FusionPlan):
         batches = StepBatches(plan.tensors, batch_size, seed, pairs_only=pairs_only)

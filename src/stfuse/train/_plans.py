@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning.pytorch as lp
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stfuse.module.cameo import AnchoredTranslator, Translator
@@ -18,20 +20,28 @@ from stfuse.module.losses import (
     generator_loss,
     gradient_penalty,
     info_nce,
+    one_way_nce,
+    pair_margin,
+    soft_target_nce,
 )
 from stfuse.module.pcca import rank_score
+from stfuse.module.umpire import AlignedViews, Objective
 from stfuse.train._batches import Batches, StepBatches, ViewTensors
 
 if TYPE_CHECKING:
     from lightning.pytorch.core.optimizer import LightningOptimizer
 
 POOL = 1_000
+CHUNK = 16_384  # rows of features coded at once
+ENCODED = 128  # crops or token lists coded at once
+SCALED = {"contrastive": info_nce, "infonce": one_way_nce, "bleep": soft_target_nce}
 
 
 class Plan(lp.LightningModule):
     """What every plan shares: a module, batches dealt to the processes, and running means of the losses."""
 
     module: nn.Module
+    some_rest: bool = False  # whether a step leaves some parameters out, which several processes have to be told
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -58,6 +68,14 @@ class Plan(lp.LightningModule):
         """What an epoch's record holds beside the losses."""
         return {}
 
+    def watched(self) -> bool:
+        """Tell whether something is held out on which `held_out` scores the module."""
+        return False
+
+    def held_out(self) -> Any:
+        """Score what is held out: an array, lower is better. Of it the mean decides which epoch is kept."""
+        raise NotImplementedError(f"{type(self).__name__} holds nothing out.")
+
     def on_train_epoch_end(self) -> None:
         """Write the epoch's means."""
         row = {name: float(value) / self._counts[name] for name, value in self._sums.items()} | self.verdict()
@@ -74,9 +92,10 @@ class Plan(lp.LightningModule):
 class FusionPlan(Plan):
     """What the plans on pairs share: the verdict of held-out pairs."""
 
-    module: TwoTowers | Translator
+    module: TwoTowers | AlignedViews | Translator
+    chunk: int = CHUNK
 
-    def __init__(self, module: TwoTowers | Translator, data: ViewTensors, seed: int) -> None:
+    def __init__(self, module: TwoTowers | AlignedViews | Translator, data: ViewTensors, seed: int) -> None:
         super().__init__(module)
         self.tensors, self.seed = data, seed
 
@@ -87,7 +106,11 @@ class FusionPlan(Plan):
 
     def verdict(self) -> dict[str, float]:
         """Held-out score, where pairs are held out."""
-        return {"held_out_rank": float(self.held_out().mean())} if self.tensors.held_out.numel() else {}
+        return {"held_out_rank": float(self.held_out().mean())} if self.watched() else {}
+
+    def watched(self) -> bool:
+        """Tell whether pairs are held out."""
+        return self.tensors.held_out.numel() > 0
 
     @torch.no_grad()
     def held_out(self) -> Any:
@@ -102,9 +125,11 @@ class FusionPlan(Plan):
             others = others[~torch.isin(others, rows)].cpu()
             others = others[torch.randperm(others.numel(), generator=generator)[:POOL]].to(rows.device)
             index = torch.cat([rows, others])
-            codes[view] = (
-                self.module.encode(view, self.module.native(view, data.of(view)[index])).cpu().double().numpy()
-            )
+            parts = [
+                self.module.encode(view, self.module.native(view, data.of(view)[some])).cpu()
+                for some in index.split(self.chunk)
+            ]
+            codes[view] = torch.cat(parts).double().numpy()
         self.module.train(was_training)
         own = torch.arange(rows.numel()).numpy()
         n = rows.numel()
@@ -113,25 +138,76 @@ class FusionPlan(Plan):
 
 
 class JointPlan(FusionPlan):
-    """Contrastive training on pairs with one optimiser."""
+    """Alignment of pairs with one optimiser; the losses of several devices are one loss of all their pairs.
 
-    module: TwoTowers
+    ``objective`` is a loss between the codes of pairs, or "reconstruction": RNA features are predicted from the image code,
+    and the RNA code learns to meet that of its image, which it does not move. With ``warmup``, a fraction of all steps, the
+    learning rate rises over those and falls to zero over the rest as a cosine; without it is constant.
+    """
 
-    def __init__(self, module: TwoTowers, data: ViewTensors, seed: int, lr: float, weight_decay: float) -> None:
+    module: TwoTowers | AlignedViews
+
+    def __init__(
+        self,
+        module: TwoTowers | AlignedViews,
+        data: ViewTensors,
+        seed: int,
+        lr: float,
+        weight_decay: float,
+        *,
+        objective: Objective = "contrastive",
+        warmup: float | None = None,
+    ) -> None:
         super().__init__(module, data, seed)
-        self.lr, self.weight_decay = lr, weight_decay
+        self.lr, self.weight_decay, self.objective, self.warmup = lr, weight_decay, objective, warmup
+        if isinstance(module, AlignedViews) and len(module.encoders):
+            self.chunk = ENCODED
+            # an encoder may have a head that its codes do not pass through
+            self.some_rest = True
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
         """AdamW on everything."""
-        return torch.optim.AdamW(self.module.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(self.module.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        if self.warmup is None:
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, total, self.warmup or 0))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step on a batch of pairs."""
         rows = batch["pairs"]
-        codes = [self.module.encode(v, self.module.native(v, self.tensors.of(v)[rows])) for v in ("image", "rna")]
-        loss = info_nce(codes[0], codes[1], self.module.log_scale)
-        self.collect(contrastive=loss)
-        return loss
+        t = {v: self.module.native(v, self.tensors.of(v)[rows]) for v in ("image", "rna")}
+        code = {v: self.module.encode(v, t[v]) for v in t}
+        parts = self._reconstruction(t, code) if self.objective == "reconstruction" else self._pair_loss(code)
+        self.collect(**parts)
+        return torch.stack(list(parts.values())).sum()
+
+    def _pair_loss(self, code: dict[str, Tensor]) -> dict[str, Tensor]:
+        image, rna = (self._of_all(code[v]) for v in ("image", "rna"))
+        if self.objective == "one-sided":
+            return {"one_sided": pair_margin(image, rna)}
+        return {self.objective: SCALED[self.objective](image, rna, cast("Tensor", self.module.log_scale))}
+
+    def _of_all(self, code: Tensor) -> Tensor:
+        """Codes of all devices, with gradients: a contrastive loss is harder and better the more it compares."""
+        if self.trainer.world_size == 1:
+            return code
+        return cast("Tensor", self.all_gather(code, sync_grads=True)).flatten(0, 1)
+
+    def _reconstruction(self, t: dict[str, Tensor], code: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Nothing is compared across pairs here, so that nothing has to be gathered."""
+        decoder = cast("nn.Module", cast("AlignedViews", self.module).decoder)
+        cosine = F.cosine_similarity(code["image"].detach(), code["rna"])
+        return {"reconstruction": F.mse_loss(decoder(code["image"]), t["rna"]), "alignment": (1 - cosine).mean()}
+
+
+def warm_cosine(step: int, total: int, warmup: float) -> float:
+    """Fraction of the learning rate at a step: linear up over the first ``warmup`` of all steps, a cosine down to zero."""
+    rise = warmup * total
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * min((step - rise) / max(total - rise, 1), 1)))
 
 
 @dataclass(frozen=True)
@@ -159,6 +235,7 @@ class AdversarialPlan(FusionPlan):
     """
 
     module: Translator
+    some_rest = True  # critics and translators take turns
 
     def __init__(self, module: Translator, data: ViewTensors, seed: int, settings: Adversarial) -> None:
         super().__init__(module, data, seed)

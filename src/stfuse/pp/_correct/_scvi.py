@@ -58,20 +58,51 @@ def scvi_latent(
     progress: bool | None,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Train scVI with ``batch`` (codes) and return n x n_latent means (float32) and the loss of each epoch."""
+    obs = pd.DataFrame({"batch": pd.Categorical(batch.astype(str))}, index=pd.RangeIndex(len(batch)).astype(str))
+    private = AnnData(counts.astype(np.float32), obs=obs)
+    latent, history, _ = train_scvi(
+        private,
+        "batch",
+        n_latent=n_latent,
+        n_layers=n_layers,
+        max_epochs=max_epochs,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+    return latent, history
+
+
+def train_scvi(
+    private: AnnData,
+    batch_key: str | None,
+    *,
+    n_latent: int,
+    n_layers: int,
+    n_hidden: int = 128,
+    max_epochs: int | None,
+    seed: int,
+    device: str,
+    progress: bool | None,
+    layer: str | None = None,
+    keep: bool = False,
+) -> tuple[np.ndarray, pd.DataFrame, Any]:
+    """Train scVI on an object of our own: return n x n_latent means (float32), the loss of each epoch, and the model.
+
+    Without ``keep`` the model can't be used any more: scvi-tools would hold the counts for as long as the session lasts.
+    """
     from stfuse.train._fit import EpochBar, few_threads, quiet, resolve_device
 
     accelerator, devices = resolve_device(device)
-    if len(batch) < LEAST:
-        raise ValueError(f"scVI needs at least {LEAST} observations with counts, there are {len(batch)}.")
-    obs = pd.DataFrame({"batch": pd.Categorical(batch.astype(str))}, index=pd.RangeIndex(len(batch)).astype(str))
-    private = AnnData(counts.astype(np.float32), obs=obs)
+    if private.n_obs < LEAST:
+        raise ValueError(f"scVI needs at least {LEAST} observations with counts, there are {private.n_obs}.")
     with quiet(), _seeded(seed):
         from scvi.model import SCVI
 
         # small batches are spoken of by the caller, how observations are split is no news
         warnings.filterwarnings("ignore", category=UserWarning, module=r"scvi\.")
-        SCVI.setup_anndata(private, batch_key="batch")
-        model: Any = SCVI(private, n_latent=n_latent, n_layers=n_layers)
+        SCVI.setup_anndata(private, layer=layer, batch_key=batch_key)
+        model: Any = SCVI(private, n_latent=n_latent, n_layers=n_layers, n_hidden=n_hidden)
         try:
             with few_threads(model.module):
                 model.train(
@@ -85,9 +116,9 @@ def scvi_latent(
                 )
                 latent = np.asarray(model.get_latent_representation(), dtype=np.float32)
         finally:
-            # scvi-tools would keep the counts for as long as the session lasts
-            model.deregister_manager(private)
+            if not keep:
+                model.deregister_manager(private)
     history = model.history["elbo_train"].astype(np.float64)
     if not np.isfinite(latent).all():
         raise RuntimeError("scVI's training diverged: its representation is not finite. Nothing was written.")
-    return latent, history
+    return latent, history, model

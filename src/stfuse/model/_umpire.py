@@ -1,0 +1,411 @@
+"""UMPIRE: contrastive alignment of images and expression, on frozen features or through encoders trained end to end."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from anndata import AnnData
+from torch import Tensor, nn
+
+from stfuse import _keys
+from stfuse._check import check_number
+from stfuse._raw import CROPS
+from stfuse._views import Views
+from stfuse.model._alignment import Alignment, align, presence, unit_codes
+from stfuse.model._base import Codes, FusionModel, pick
+from stfuse.model._pcca import check_pairs
+from stfuse.model._stored import StoredModel
+from stfuse.model._training import check_training
+from stfuse.module.umpire import OBJECTIVES, AlignedViews, Objective, encoded
+from stfuse.train._fit import resolve_device
+
+Mode = Literal["adapter", "linear", "finetune"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+LR, LR_ENCODERS = 1e-3, 1e-4
+NAMES = {"image": ("image_encoder", "crops"), "rna": ("gene_encoder", "gene tokens")}
+
+
+class UMPIRE(FusionModel):
+    """Alignment of images and expression in one space by their pairs.
+
+    Projections bring the two codes of a pair together and keep the others apart. They stand on frozen features, bent by
+    small residual adapters or as they are, or on encoders that are trained with them. With few pairs the opponent is
+    overfitting: training stops on held-out pairs, of which it keeps the best epoch.
+
+    Parameters
+    ----------
+    adata
+        Data registered with `setup_anndata`.
+    registry
+        Record of a set-up, in place of data (`load` passes it).
+    mode
+        `"adapter"` (residual adapters on frozen features, then a projection), `"linear"` (the projection alone) or
+        `"finetune"` (encoders trained end to end).
+    objective
+        `"contrastive"`, `"reconstruction"`, `"infonce"`, `"one-sided"` or `"bleep"`; see :func:`stfuse.tl.umpire`.
+    embed_dim
+        Width of the shared code of each view.
+    adapter_dim, adapter_weight
+        Width of the bottleneck of the adapters, and the share w of what they add: (1 - w) x + w ReLU(W2 ReLU(W1 x)).
+    temperature
+        Where the learnt temperature of the contrastive losses starts; it stays above 0.01.
+    image_encoder
+        With `mode="finetune"`: module from crops (n x channels x height x width, floats; bytes become 0 to 1) to n x any width.
+        None = the image view is features, and gets a projection.
+    gene_encoder
+        With `mode="finetune"`: module from tokens (n x length, 0 fills up) to n x any width, called by its method `encode` where
+        it has one. None = the RNA view is features, and gets a projection.
+
+    Notes
+    -----
+    Encoders that are given stay as they are: copies of them are trained, and are found in `module.encoders`.
+
+    Han et al., Towards unified molecule-enhanced pathology image representation learning via integrating spatial
+    transcriptomics (UMPIRE).
+
+    Examples
+    --------
+    >>> import stfuse
+    >>> adata = stfuse.datasets.synthetic_tissue(200)
+    >>> stfuse.model.UMPIRE.setup_anndata(adata)
+    >>> model = stfuse.model.UMPIRE(adata, embed_dim=64)
+    >>> model.train(max_epochs=2)
+    >>> model.get_latent_representation(view="rna").shape
+    (200, 64)
+    """
+
+    _method = "umpire"
+    takes_crops = True
+    module: AlignedViews | None
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        mode: Mode = "adapter",
+        objective: Objective = "contrastive",
+        embed_dim: int = 512,
+        adapter_dim: int = 128,
+        adapter_weight: float = 0.2,
+        temperature: float = 0.2,
+        image_encoder: nn.Module | None = None,
+        gene_encoder: nn.Module | StoredModel | None = None,
+    ) -> None:
+        pick(MODES, mode, "mode")
+        pick(OBJECTIVES, objective, "objective")
+        check_number("embed_dim", embed_dim, least=1, whole=True)
+        check_number("adapter_dim", adapter_dim, least=1, whole=True)
+        check_number("adapter_weight", adapter_weight, least=0, most=1)
+        check_number("temperature", temperature, least=0.01)
+        super().__init__(
+            adata,
+            registry,
+            mode=mode,
+            objective=objective,
+            embed_dim=embed_dim,
+            adapter_dim=adapter_dim,
+            adapter_weight=adapter_weight,
+            temperature=temperature,
+        )
+        self.encoders_ = _encoders(image_encoder, gene_encoder)
+        _check_choice(mode, objective, self.encoders_)
+        self.widths_: dict[str, int] = {}  # of what the projections get
+        self.crop_shape_: list[int] | None = None
+        self.vocabulary_: str | None = None  # digest of the tokens' vocabulary
+        self.device_ = "cpu"
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        image_key: str = _keys.IMAGE,
+        rna_key: str = _keys.RNA,
+        batch_key: str | None = None,
+        library_key: str | None = None,
+        paired_key: str | None = None,
+        tokens_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Say where the two views are.
+
+        Parameters
+        ----------
+        adata
+            Annotated data.
+        image_key, rna_key
+            Keys of the features in `obsm`, n x d each; a row of NaN = that view is missing there. For an `image_encoder`,
+            `obsm[image_key]` holds crops, n x channels x height x width (uint8, or floats with NaN where there is none).
+        batch_key
+            Column of `obs`; features are centred within each batch before anything else, crops and tokens are not.
+        library_key
+            Column of `obs` that tells sections apart.
+        paired_key
+            Boolean column of `obs`: which observations with both views may be used as pairs in training.
+        tokens_key
+            Key of gene tokens in `obsm` (:func:`stfuse.pp.rank_tokens`), n x length, which a `gene_encoder` reads in place of
+            `obsm[rna_key]`; a row of zeros = no RNA there.
+        kwargs
+            Passed on by scvi-tools when a model is loaded.
+        """
+        cls._register(adata, cls._get_setup_method_args(**locals()), **kwargs)
+
+    def train(
+        self,
+        *,
+        max_epochs: int | None = None,
+        batch_size: int = 256,
+        lr: float | None = None,
+        weight_decay: float = 0.1,
+        warmup: float = 0.1,
+        validation_fraction: float = 0.2,
+        patience: int = 15,
+        seed: int = 0,
+        device: str = "auto",
+        progress: bool | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs at most. None = 100, or 20 where there are too few pairs to hold some out.
+        batch_size
+            Pairs a step, on all devices together; all of them when there are fewer. A contrastive loss compares all of them.
+        lr
+            Highest learning rate. None = 0.001, or 0.0001 where encoders are trained.
+        weight_decay
+            Of AdamW.
+        warmup
+            Fraction of all steps over which the learning rate rises; over the rest it falls to zero as a cosine.
+        validation_fraction
+            Fraction of the pairs (2,000 at most) held out to stop on.
+        patience
+            Epochs without improvement after which training stops.
+        seed
+            Seed of everything random.
+        device
+            `"auto"`, `"cpu"`, `"cuda"`, `"cuda:<index>"` or `"mps"`.
+        progress
+            Whether to show a bar. None = in a terminal or notebook.
+        trainer_kwargs
+            Passed to `lightning.pytorch.Trainer` (`devices=`, `strategy=`, `precision=`, `callbacks=`, `logger=`).
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than four pairs, a view is not what its encoder needs, or an argument is out of range.
+        """
+        lr = lr if lr is not None else (LR_ENCODERS if self.encoders_ else LR)
+        check_training(validation_fraction, patience, weight_decay=weight_decay, lr=lr)
+        check_number("warmup", warmup, least=0, most=1)
+        objective: Objective = self.params_["objective"]
+        settings = Alignment(
+            max_epochs, batch_size, lr, weight_decay, validation_fraction, patience, objective, float(warmup)
+        )
+        views = self._begin(seed)
+        check_pairs(views, 4, "UMPIRE")
+        self._measure(views)
+        self.device_ = _torch_device(device)
+        module, history = align(self, views, settings, seed, device, progress, trainer_kwargs)
+        self._finish(module, history)
+
+    def _codes(self, views: Views) -> Codes:
+        if self.module is None:
+            raise RuntimeError("UMPIRE is not trained yet: call .train() first.")
+        return unit_codes(self.module, views, self.params_["embed_dim"], self.device_)
+
+    # -- what the encoders need ---------------------------------------------------------------------------------------
+
+    def _measure(self, views: Views) -> None:
+        """Check that the views are what the encoders need, and take down how wide their output is."""
+        keys = self.setup_keys()
+        if "image" in self.encoders_ and "image" not in views.raw:
+            raise ValueError(
+                f"image_encoder= needs crops ({CROPS}) in obsm[{keys['image_key']!r}], which holds features, {views.image.shape[1]} "
+                "an observation: name the crops with image_key=, or leave the encoder out."
+            )
+        if "image" in views.raw and "image" not in self.encoders_:
+            raise ValueError(
+                f"obsm[{keys['image_key']!r}] must be two-dimensional (observations x features) without an encoder, its shape is "
+                f"{views.raw['image'].shape}: pass mode='finetune' and image_encoder=, or features (stfuse.pp.image_features)."
+            )
+        if "rna" in self.encoders_ and "rna" not in views.raw:
+            raise ValueError(
+                "gene_encoder= needs gene tokens: call stfuse.pp.rank_tokens(data) and name their obsm key with tokens_key=."
+            )
+        if "rna" in views.raw and "rna" not in self.encoders_:
+            raise ValueError("tokens_key= needs an encoder that reads them: pass mode='finetune' and gene_encoder=.")
+        has = presence(views)
+        self.widths_ = {
+            v: _output_width(v, self.encoders_[v], views.raw[v], has[v]) if v in views.raw else self.n_features_[v]
+            for v in _keys.VIEWS
+        }
+        self.crop_shape_ = [int(n) for n in views.raw["image"].shape[1:]] if "image" in views.raw else None
+        self.vocabulary_ = views.vocabulary.digest if views.vocabulary is not None else None
+
+    def _check_new(self, views: Views) -> None:
+        for view, has in presence(views).items():
+            if has.any() and (view in self.encoders_) != (view in views.raw):
+                wanted = NAMES[view][1] if view in self.encoders_ else "features"
+                given = "features" if view in self.encoders_ else NAMES[view][1]
+                raise ValueError(f"The {view} view holds {given}, the model was trained on {wanted}.")
+        crops = views.raw.get("image")
+        if crops is not None and list(crops.shape[1:]) != self.crop_shape_:
+            raise ValueError(f"Crops are {list(crops.shape[1:])}, the model was trained on {self.crop_shape_}.")
+        if views.vocabulary is not None and self.vocabulary_ not in (None, views.vocabulary.digest):
+            raise ValueError(
+                "The tokens are of another vocabulary than those of the training: make them with its genes and means, as "
+                "stfuse.pp.rank_tokens does with gene_means=."
+            )
+        super()._check_new(views)
+
+    # -- storing ------------------------------------------------------------------------------------------------------
+
+    def _architecture(self) -> dict[str, Any]:
+        return {
+            "widths": self.widths_,
+            "encoders": sorted(self.encoders_),
+            "crop_shape": self.crop_shape_,
+            "vocabulary": self.vocabulary_,
+        }
+
+    def _build(self, architecture: dict[str, Any]) -> AlignedViews:
+        p = self.params_
+        return AlignedViews(
+            architecture["widths"],
+            embed_dim=p["embed_dim"],
+            adapter_dim=p["adapter_dim"] if p["mode"] == "adapter" else None,
+            adapter_weight=p["adapter_weight"],
+            objective=p["objective"],
+            temperature=p["temperature"],
+            encoders={view: copy.deepcopy(encoder).cpu() for view, encoder in self.encoders_.items()},
+        )
+
+    def _restore(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        super()._restore(values, tensors)
+        architecture = values["architecture"]
+        self.widths_, self.crop_shape_ = architecture["widths"], architecture["crop_shape"]
+        self.vocabulary_ = architecture["vocabulary"]
+        if sorted(self.encoders_) != architecture["encoders"]:
+            wanted = " and ".join(f"{NAMES[view][0]}=" for view in architecture["encoders"]) or "no encoder"
+            raise ValueError(
+                f"The model was trained with {wanted}: give modules of the same kind, into which the weights are put."
+            )
+        if self.encoders_:
+            self.device_ = _torch_device("auto")
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | Path,
+        adata: AnnData | None = None,
+        *,
+        image_encoder: nn.Module | None = None,
+        gene_encoder: nn.Module | StoredModel | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a saved model; the training data are not needed.
+
+        Parameters
+        ----------
+        dir_path
+            Folder written by `save`.
+        adata
+            Data to attach, under the same keys as in training. None = pass data to each call.
+        image_encoder, gene_encoder
+            Modules of the kind that was trained, where there were any: no file says how to build them. Their weights are
+            taken from the file, and the modules that are given stay as they are.
+        kwargs
+            None; other options of scvi-tools are refused.
+
+        Returns
+        -------
+        The model, ready to code.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no model.
+        ValueError
+            If a file is truncated or altered, the folder holds another class of model, or the encoders are not those of the
+            training.
+        TypeError
+            If an option is given that is not one of these.
+        """
+        if kwargs:
+            return super().load(dir_path, adata, **kwargs)
+        try:
+            return cls._load(dir_path, adata, image_encoder=image_encoder, gene_encoder=gene_encoder)
+        except RuntimeError as error:  # torch's word for weights that do not fit
+            raise ValueError(f"The encoders are not of the kind that was trained: {error}") from error
+
+
+def _encoders(image: nn.Module | None, gene: nn.Module | StoredModel | None) -> dict[str, nn.Module]:
+    """Encoders by view; of a trained model of stfuse its module."""
+    found: dict[str, nn.Module] = {}
+    for view, encoder in (("image", image), ("rna", gene)):
+        module = encoder.module if isinstance(encoder, StoredModel) else encoder
+        if encoder is not None and module is None:
+            raise ValueError(
+                f"{NAMES[view][0]} is a {type(encoder).__name__} that is not trained yet: call .train() first."
+            )
+        if module is not None and not isinstance(module, nn.Module):
+            raise TypeError(f"{NAMES[view][0]} must be a torch.nn.Module or None, got {type(module).__name__}.")
+        if module is not None:
+            found[view] = module
+    return found
+
+
+def _check_choice(mode: Mode, objective: Objective, encoders: dict[str, nn.Module]) -> None:
+    """Refuse what does not go together."""
+    if mode == "finetune" and not encoders:
+        raise ValueError(
+            "mode='finetune' trains encoders end to end and got none: pass image_encoder= (crops), gene_encoder= (tokens) or both, "
+            "also to load; or use mode='adapter' or 'linear' on features."
+        )
+    if mode != "finetune" and encoders:
+        given = " and ".join(f"{NAMES[view][0]}=" for view in encoders)
+        raise ValueError(f"{given} is for mode='finetune'; mode={mode!r} stands on features and takes no encoder.")
+    if objective == "reconstruction" and "rna" in encoders:
+        raise ValueError(
+            "objective='reconstruction' predicts the features in obsm[rna_key] from the image: leave gene_encoder= and "
+            "tokens_key= out."
+        )
+
+
+def _torch_device(device: str) -> str:
+    """Where codes are computed: where the model was trained."""
+    accelerator, devices = resolve_device(device)
+    if accelerator != "gpu":
+        return accelerator
+    return f"cuda:{devices[0]}" if isinstance(devices, list) else "cuda"
+
+
+def _output_width(view: str, encoder: nn.Module, x: np.ndarray, has: np.ndarray) -> int:
+    """How many features an encoder gives, tried on two rows; for tokens one of them is the row with the largest."""
+    rows = np.flatnonzero(has)
+    rows = np.unique([rows[0], rows[x[rows].max(1).argmax()] if view == "rna" else rows[-1]])
+    name, what = NAMES[view]
+    given = torch.from_numpy(x[rows])
+    given = given.long() if view == "rna" else given.float()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            out = encoded(copy.deepcopy(encoder).cpu().eval(), given)
+    except Exception as error:
+        largest = f" and the largest token {int(given.max())}" if view == "rna" else ""
+        raise ValueError(
+            f"{name} fails on {what} of shape {tuple(given.shape)}{largest}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != rows.size:
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(
+            f"{name} must give one row of features for each observation, {rows.size} x width; of {what} of shape "
+            f"{tuple(given.shape)} it made {shape}."
+        )
+    return int(out.shape[1])

@@ -1,0 +1,138 @@
+"""Expression from the codes of a fusion method: neighbours across views, or a translation."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stfuse._read import container, listing
+from stfuse._views import Views, read_views
+from stfuse.pp._default_views import make_view
+from stfuse.tl._predictors_neighbors import average_neighbors
+from stfuse.tl._predictors_task import Prediction, Task, check_same_encoder, read_images
+
+if TYPE_CHECKING:
+    from stfuse.model._base import Codes, FusionModel
+
+# Arguments of a fusion method that predict_expression gives itself.
+GIVEN = {
+    *("data", "image_key", "rna_key", "tokens_key", "batch_key", "library_key", "table_key", "key_added"),
+    *("seed", "device", "progress", "copy", "return_model"),
+}
+
+
+def fusion_options(method: str) -> list[str]:
+    """Arguments of a fusion method that may be given as ``method_params``."""
+    return [name for name in inspect.signature(_function(method)).parameters if name not in GIVEN]
+
+
+def _function(method: str) -> Any:
+    from stfuse import tl
+
+    return getattr(tl, method)
+
+
+def fused_neighbors(task: Task, method: str, **params: Any) -> Prediction:
+    """Train a fusion method on the reference; nearest are the RNA codes to the image code."""
+    model, _ = _trained(task, method, params)
+    return average_neighbors(task, _query_codes(task, model), _shared(model, model.codes(), "rna"))
+
+
+def model_neighbors(task: Task, model: FusionModel) -> Prediction:
+    """Neighbours in the codes of a model that was trained before, of a reference that it need not have seen."""
+    check_same_encoder(task.query, task.reference, model.setup_keys()["image_key"], task.table_key)
+    reference = model_codes(model, task.reference, "rna", "reference", task.table_key)
+    return average_neighbors(task, _query_codes(task, model), reference)
+
+
+def translated(task: Task, method: str, **params: Any) -> Prediction:
+    """Translate the image into RNA features and these into expression, by least squares on the reference.
+
+    Of principal components that least-squares map are their loadings.
+    """
+    model, adata = _trained(task, method, params)
+    rna: np.ndarray = np.asarray(adata.obsm[task.keys.rna_key], np.float64)
+    rows = np.flatnonzero(np.isfinite(rna).all(axis=1) & task.expression.has)
+    x, y = rna[rows], task.expression.rows(rows)
+    center, mean = x.mean(axis=0), np.asarray(y.mean(axis=0)).ravel()
+    # centred x is orthogonal to a constant, so that y stays sparse
+    weights = np.asarray(y.T @ np.linalg.pinv(x - center).T).T
+    views, query = _coding_adata(task.query, model, "image", "query", task.table_key)
+    task.keep(views)
+    features = model.translate(query, source="image", target="rna")
+    return Prediction(((features - center) @ weights + mean).astype(np.float32), note={"n_reference": int(rows.size)})
+
+
+def model_codes(model: FusionModel, data: Any, view: str, who: str, table_key: str | None) -> np.ndarray:
+    """Shared code of one view of new data, n x width; NaN where the view is missing. The other view is not looked at."""
+    return _shared(model, model.codes(_coding_adata(data, model, view, who, table_key)[1]), view)
+
+
+def _query_codes(task: Task, model: FusionModel) -> np.ndarray:
+    views, query = _coding_adata(task.query, model, "image", "query", task.table_key)
+    task.keep(views)
+    return _shared(model, model.codes(query), "image")
+
+
+def _shared(model: FusionModel, codes: Codes, view: str) -> np.ndarray:
+    found: np.ndarray | None = getattr(codes, view)
+    if found is None:
+        raise ValueError(
+            f"{type(model).__name__} has no codes that both views share: train another method, or name codes with use_rep=."
+        )
+    return found
+
+
+def _trained(task: Task, method: str, params: dict[str, Any]) -> tuple[FusionModel, AnnData]:
+    """Train on a private copy of the reference's views."""
+    from stfuse.tl._fuse import private_adata
+
+    check_same_encoder(task.query, task.reference, task.keys.image_key, task.table_key)
+    keys = vars(task.keys) | {"paired_key": params.get("paired_key")}
+    views = read_views(task.reference, **keys, table_key=task.table_key, recipe=make_view)
+    keys["library_key"] = views.library_key
+    adata = private_adata(views, keys)
+    function = _function(method)
+    common = {name: getattr(task, name) for name in ("seed", "device", "progress")}
+    common = {name: value for name, value in common.items() if name in inspect.signature(function).parameters}
+    model: FusionModel = function(adata, **keys, **common, **_without(params, "paired_key"), return_model=True)
+    return model, adata
+
+
+def _coding_adata(data: Any, model: FusionModel, view: str, who: str, table_key: str | None) -> tuple[Views, AnnData]:
+    """One view of new data, and the small AnnData with it that the model codes."""
+    from stfuse.tl._fuse import private_adata
+
+    keys = model.setup_keys() | {"paired_key": None}
+    if view == "image":
+        views = read_images(data, keys, who, table_key=table_key, crops=model.takes_crops)
+    else:
+        views = _read_rna(data, keys, who, table_key, model.takes_crops)
+    adata = private_adata(views, keys)
+    if keys["library_key"] and keys["library_key"] not in adata.obs:
+        adata.obs[keys["library_key"]] = pd.Categorical.from_codes(views.section, views.sections)
+    other = [keys["image_key"]] if view == "rna" else [keys["rna_key"], keys.get("tokens_key")]
+    for key in set(other) & set(adata.obsm):
+        del adata.obsm[key]
+    return views, adata
+
+
+def _read_rna(data: Any, keys: dict[str, Any], who: str, table_key: str | None, crops: bool) -> Views:
+    """Read the RNA view a model was trained on: another one that is made anew would have other axes."""
+    key = keys.get("tokens_key") or keys["rna_key"]
+    views = read_views(data, **keys, table_key=table_key, crops=crops, min_views=1)
+    if not views.has_rna.any():
+        raise KeyError(
+            f"The {who} has no obsm[{key!r}] with the RNA view the model was trained on; it has "
+            f"{listing(container(data, table_key).obsm.keys())}. For data that were not trained on, components are made by "
+            "stfuse.pp.rna_features(data, reference=training_data)."
+        )
+    return views
+
+
+def _without(params: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if key != name}

@@ -1,0 +1,115 @@
+"""Bags of tiles, as ragged as slides are: tiles lie where they lie, a bag is a range of a list of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+KEY_BITS = 40  # of a random key; the rest tells the slides apart
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Tiles of s slides.
+
+    ``features`` are all tiles as they lie in memory (N x d), ``rows`` the rows of the usable ones, slide after slide, and
+    ``offsets`` (s + 1) where each slide begins in it. Offsets stay on the CPU, so that a GPU is never asked how long a bag is.
+    """
+
+    features: Tensor
+    rows: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def make(cls, features: Tensor, slide: np.ndarray, n_slides: int) -> Bags:
+        """Sort tiles by slide; a tile of slide -1 is in no bag."""
+        rows = np.argsort(slide, kind="stable")[np.count_nonzero(slide < 0) :]
+        sizes = np.bincount(slide[rows], minlength=n_slides)
+        return cls(features, torch.from_numpy(rows), torch.from_numpy(np.r_[0, np.cumsum(sizes)]))
+
+    @property
+    def sizes(self) -> Tensor:
+        """Number of tiles of each slide."""
+        return self.offsets.diff()
+
+    def to(self, device: torch.device) -> Bags:
+        """Move the tiles to a device."""
+        return replace(self, features=self.features.to(device), rows=self.rows.to(device))
+
+    def select(self, slides: Tensor) -> Bags:
+        """Bags of some slides, in that order; the features are shared."""
+        rows, offsets = self.draw(slides, None)
+        return replace(self, rows=rows, offsets=offsets)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Features of some tiles."""
+        return self.features.index_select(0, rows).float()
+
+    def draw(
+        self, slides: Tensor, n_tiles: int | None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of up to ``n_tiles`` tiles of each slide, drawn without replacement, and their offsets (on the CPU).
+
+        The generator is one of the tiles' device. Without a number, or where no slide has more, all tiles are taken.
+        """
+        sizes = self.sizes[slides]
+        positions = _ranges(self.offsets[slides], sizes, self.rows.device)
+        if n_tiles is not None and bool((sizes > n_tiles).any()):
+            # shuffle all tiles within their slides by one sort, then take the first ones of each slide
+            bag = torch.repeat_interleave(sizes.to(positions.device), output_size=positions.numel())
+            chance = torch.randint(1 << KEY_BITS, (positions.numel(),), generator=generator, device=positions.device)
+            positions = positions[((bag << KEY_BITS) + chance).argsort()]
+            kept = sizes.clamp(max=n_tiles)
+            positions = positions[_ranges(sizes.cumsum(0) - sizes, kept, positions.device)]
+            sizes = kept
+        return self.rows[positions], torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+
+
+def _ranges(starts: Tensor, sizes: Tensor, device: torch.device) -> Tensor:
+    """Ranges of these starts and lengths, one after another."""
+    total = int(sizes.sum())
+    shift = (starts - (sizes.cumsum(0) - sizes)).to(device)
+    bag = torch.repeat_interleave(sizes.to(device), output_size=total)
+    return torch.arange(total, device=device) + shift[bag]
+
+
+class BagBatches:
+    """Shuffled slides of an epoch in batches of nearly equal size, and tiles drawn anew of each; processes take turns.
+
+    A batch holds ``slides`` (b), ``rows`` of the tiles drawn and their ``offsets`` (b + 1), all on the device.
+    """
+
+    def __init__(self, bags: Bags, slides: Tensor, batch_size: int, n_tiles: int | None, seed: int) -> None:
+        self.bags, self.slides, self.batch_size, self.n_tiles, self.seed = bags, slides, batch_size, n_tiles, seed
+        self.n_batches = -(-slides.numel() // batch_size)
+        self.epoch, self.rank, self.world = 0, 0, 1
+
+    def to(self, device: torch.device) -> None:
+        """Move the tiles to a device."""
+        self.bags = self.bags.to(device)
+
+    def split(self, rank: int, world: int) -> None:
+        """Take one process's share of each epoch."""
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return -(-self.n_batches // self.world)
+
+    def deal(self, slides: Tensor, seed: int) -> dict[str, Tensor]:
+        """Batch of some slides; the same seed draws the same tiles, whichever process asks."""
+        device = self.bags.rows.device
+        rows, offsets = self.bags.draw(slides, self.n_tiles, torch.Generator(device).manual_seed(seed))
+        return {"slides": slides.to(device), "rows": rows, "offsets": offsets.to(device)}
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        seed = self.seed * 1_000_003 + self.epoch * 7919
+        self.epoch += 1
+        order = self.slides[torch.randperm(self.slides.numel(), generator=torch.Generator().manual_seed(seed))]
+        parts = order.tensor_split(self.n_batches)
+        for step in range(len(self) * self.world):
+            if step % self.world == self.rank:
+                yield self.deal(parts[step % self.n_batches], seed + 104_729 * (step + 1))
