@@ -27,7 +27,7 @@ from stfuse.train._gat_plan import GraphPlan, MaskSettings, PatchBatches
 LOSSES = ("mse", "nb")
 MIN_HELD_OUT, MAX_HELD_OUT = 10, 500  # observations: fewer say nothing, more say no more and bring all their neighbours
 STEPS, LEAST_EPOCHS, MOST_EPOCHS = 3_000, 20, 1_000
-CHUNK = 4_096  # observations coded at a time
+CHUNK = 2_048  # observations coded at a time
 
 
 class GAT(StoredModel):
@@ -85,11 +85,11 @@ class GAT(StoredModel):
         *,
         n_top_genes: int | None = 2000,
         n_neighbors: int = 6,
-        n_latent: int = 64,
+        n_latent: int = 128,
         n_hidden: int = 128,
         n_heads: int = 4,
         n_layers: int = 2,
-        dropout: float = 0.0,
+        dropout: float = 0.1,
         loss: Literal["mse", "nb"] = "mse",
     ) -> None:
         params = {k: v for k, v in locals().items() if k not in {"self", "adata", "registry", "__class__"}}

@@ -34,11 +34,11 @@ class GraphAttention(nn.Module):
     def __init__(
         self,
         n_genes: int,
-        n_latent: int = 64,
+        n_latent: int = 128,
         n_hidden: int = 128,
         n_heads: int = 4,
         n_layers: int = 2,
-        dropout: float = 0.0,
+        dropout: float = 0.1,
         loss: LossKind = "mse",
     ) -> None:
         super().__init__()

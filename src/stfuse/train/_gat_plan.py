@@ -15,7 +15,7 @@ from stfuse.module.gat import GraphAttention, Hop
 from stfuse.train._plans import Plan
 
 PATCH = 256  # observations that lie together and are trained on together
-SCORED = 256  # held-out observations at a time: they lie apart, so each brings its own neighbours
+SCORED = 128  # held-out observations at a time: they lie apart, so each brings its own neighbours
 
 
 @dataclass(frozen=True)
