@@ -20,17 +20,21 @@ import pandas as pd
 from anndata import AnnData, read_h5ad
 
 import stfuse
+from stfuse._neighbors import neighborhood_mean
 
 ENCODERS = ("texture", "efficientnet-lite0")
 SEEDS = (0, 1, 2)
 N_GENES = 50
 # what is trained from random numbers; the others give the same every time
-SEEDED = ("umpire", "clip", "cameo", "bleep", "umpire, linear", "umpire, as published")
+SEEDED = ("umpire", "clip", "cameo", "bleep", "umpire, alone", "umpire, random start", "umpire, as published")
+AS_PUBLISHED = {"init": "random", "context": False}
 UMPIRE = {
-    "bleep": {"objective": "bleep"},
-    "umpire, linear": {"mode": "linear"},
+    "bleep": AS_PUBLISHED | {"objective": "bleep"},
+    "umpire, random start": {"init": "random"},
+    "umpire, alone": {"context": False},
     # ten epochs of these few pairs would be some twenty steps, so it gets a hundred; nothing is held out
-    "umpire, as published": {
+    "umpire, as published": AS_PUBLISHED
+    | {
         "lr": 1e-4,
         "weight_decay": 1e-3,
         "temperature": 0.07,
@@ -40,7 +44,9 @@ UMPIRE = {
     },
 }
 RIDGE = {"ridge, HEST": {"alpha": "hest", "n_comps": 256}}
-METHODS = ("mean", "ridge, HEST", "ridge", "image-knn", "pcca", "cameo", "clip", *UMPIRE, "umpire")
+# the image features followed by their mean over the six nearest, which the default of UMPIRE sees too
+BESIDE = {"ridge, neighbours": "ridge", "image-knn, neighbours": "image-knn"}
+METHODS = ("mean", "ridge, HEST", "ridge", "image-knn", *BESIDE, "pcca", "cameo", "clip", *UMPIRE, "umpire")
 
 
 def folds(encoder: str, only: list[str] | None) -> Iterator[tuple[str, int, AnnData, AnnData, str | None]]:
@@ -72,16 +78,27 @@ def log_normalised(adata: AnnData) -> np.ndarray:
     return np.log1p(counts / np.maximum(counts.sum(1, keepdims=True), 1) * 1e4)
 
 
+def beside(adata: AnnData, library_key: str | None) -> AnnData:
+    """The same with the mean of the image features around each observation beside them."""
+    adata = adata.copy()
+    x, n = adata.obsm["X_image"], adata.n_obs
+    section = adata.obs[library_key].cat.codes.to_numpy() if library_key else np.zeros(n, int)
+    near = neighborhood_mean(x, np.ones(n, bool), adata.obsm["spatial"][:, :2].astype(float), section, 6)
+    adata.obsm["X_image"] = np.hstack([x, near])
+    return adata
+
+
 def predict(test: AnnData, train: AnnData, method: str, library_key: str | None, seed: int) -> np.ndarray:
     name, params = method, {}
     if method in UMPIRE:
         name, params = "umpire", UMPIRE[method]
     elif method in RIDGE:
         name, params = "ridge", RIDGE[method]
-    query = test.copy()
-    found = stfuse.tl.predict_expression(
-        query, train, method=name, library_key=library_key, method_params=params, seed=seed, progress=False
-    )
+    view = "rna" if method in ("bleep", "umpire, as published") else "both"
+    if method in BESIDE:
+        name, train, test = BESIDE[method], beside(train, library_key), beside(test, library_key)
+    call = {"library_key": library_key, "method_params": params, "reference_view": view, "seed": seed}
+    found = stfuse.tl.predict_expression(test.copy(), train, method=name, progress=False, **call)
     return np.asarray(found[:, train.var_names].X)
 
 

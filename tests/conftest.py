@@ -1,5 +1,7 @@
 import copy
 import os
+import sys
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -20,6 +22,16 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"STFUSE_DATA is set to {folder!r}, which is no folder")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def packages_are_listed_once():
+    """Lightning looks through all installed packages for every trainer; none comes or goes while tests run."""
+    registry = sys.modules.get("lightning.fabric.utilities.registry")
+    with pytest.MonkeyPatch.context() as patch:
+        if registry is not None:
+            patch.setattr(registry, "entry_points", cache(registry.entry_points))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from stfuse._check import did_you_mean
 from stfuse._read import Container, check_values, is_mudata, listing
-from stfuse._tokens import Vocabulary, check_tokens
+from stfuse._tokens import Vocabulary, tokens_under
 
 CROPS = "observations x channels x height x width"
 
@@ -32,10 +31,10 @@ class RawView:
 
 def read_crops(box: Container, key: str) -> RawView | None:
     """Read crops under a key, n x c x h x w, bytes or floats; None where the key holds features, or nothing."""
-    values, rows = _find(box, "image", key)
-    if values is None or np.ndim(values) < 3:
+    holder, rows = _find(box, "image", key)
+    if holder is None or np.ndim(holder.obsm[key]) < 3:
         return None
-    values = _loaded(values)
+    values = np.asarray(holder.obsm[key])
     what = f"obsm[{key!r}] (the image view)"
     if values.ndim != 4:
         raise ValueError(
@@ -61,24 +60,13 @@ def read_crops(box: Container, key: str) -> RawView | None:
     return RawView(np.require(values, None, ["C", "W"]), has)
 
 
-def read_tokens(box: Container, key: str) -> RawView | None:
+def read_token_view(box: Container, key: str) -> RawView | None:
     """Read tokens under a key, n x length whole numbers of which 0 fills up; None where the key is not there."""
-    values, rows = _find(box, "rna", key)
-    if values is None:
+    holder, rows = _find(box, "rna", key)
+    if holder is None:
         return None
-    values = _loaded(values)
-    what = f"obsm[{key!r}] (tokens_key)"
-    mend = "stfuse.pp.rank_tokens makes them."
-    source = box.mod["rna"] if is_mudata(box) else box
-    vocabulary = Vocabulary.of_record(source.uns.get(key))
-    if vocabulary is not None:
-        check_tokens(values, len(vocabulary), what, mend)
-    elif values.ndim != 2 or values.dtype.kind not in "iu" or not values.size or values.min() < 0:
-        raise ValueError(
-            f"{what} must hold gene tokens, observations x length, whole numbers from 0; its shape is {values.shape} and its dtype "
-            f"{values.dtype}: {mend}"
-        )
-    values = _laid_out(values.astype(np.int32), rows, box.n_obs, 0)
+    tokens, vocabulary = tokens_under(holder, key, f"obsm[{key!r}] (tokens_key)", "stfuse.pp.rank_tokens makes them.")
+    values = _laid_out(tokens, rows, box.n_obs, 0)
     return RawView(np.require(values, None, ["C", "W"]), (values != 0).any(axis=1), vocabulary)
 
 
@@ -101,18 +89,14 @@ def no_tokens(box: Container, key: str) -> str:
     )
 
 
-def _find(box: Container, role: str, key: str) -> tuple[Any, np.ndarray | None]:
-    """Values under a key, and in which rows of all observations they stand, where those are others."""
+def _find(box: Container, role: str, key: str) -> tuple[Container | None, np.ndarray | None]:
+    """What holds values under a key, and in which rows of all observations they stand, where those are others."""
     if is_mudata(box) and role in box.mod and key in box.mod[role].obsm:
         modality = box.mod[role]
         rows = box.obs_names.get_indexer(modality.obs_names)
         same = np.array_equal(rows, np.arange(box.n_obs))
-        return modality.obsm[key], None if same else rows
-    return (box.obsm[key] if key in box.obsm else None), None
-
-
-def _loaded(values: Any) -> np.ndarray:
-    return np.asarray(values.compute() if hasattr(values, "compute") else values)
+        return modality, None if same else rows
+    return (box if key in box.obsm else None), None
 
 
 def _laid_out(values: np.ndarray, rows: np.ndarray | None, n_obs: int, missing: float) -> np.ndarray:

@@ -54,20 +54,36 @@ def read_tokens(box: Any, key: str) -> tuple[np.ndarray, Vocabulary]:
     if key not in box.obsm:
         there = list(box.obsm.keys())
         raise KeyError(f"No obsm[{key!r}].{did_you_mean(key, there)} There is {listing(there)}. {mend}")
-    vocabulary = Vocabulary.of_record(box.uns.get(key))
+    tokens, vocabulary = tokens_under(box, key, f"obsm[{key!r}]", mend)
     if vocabulary is None:
         raise KeyError(f"uns[{key!r}] holds no vocabulary of the tokens in obsm[{key!r}]. {mend}")
+    return tokens, vocabulary
+
+
+def tokens_under(box: Any, key: str, what: str, mend: str) -> tuple[np.ndarray, Vocabulary | None]:
+    """Read the tokens under a key that is there, and their vocabulary, if the object has it; what are no tokens is refused.
+
+    Without a vocabulary any whole numbers from 0 will do: they mean something to an encoder of the user's.
+    """
+    vocabulary = Vocabulary.of_record(box.uns.get(key))
     tokens = np.asarray(box.obsm[key])
-    check_tokens(tokens, len(vocabulary), f"obsm[{key!r}]", mend)
+    if (
+        tokens.ndim != 2
+        or tokens.dtype.kind not in "iu"
+        or not tokens.size
+        or (vocabulary is None and tokens.min() < 0)
+    ):
+        raise ValueError(
+            f"{what} must hold gene tokens, observations x length, whole numbers from 0; its shape is {tokens.shape} and its dtype "
+            f"{tokens.dtype}. {mend}"
+        )
+    if vocabulary is not None:
+        _check_meaning(tokens, len(vocabulary), what, mend)
     return tokens.astype(np.int32, copy=False), vocabulary
 
 
-def check_tokens(tokens: np.ndarray, n_genes: int, what: str, mend: str) -> None:
+def _check_meaning(tokens: np.ndarray, n_genes: int, what: str, mend: str) -> None:
     """Refuse what are no tokens of a vocabulary, left-aligned in every row."""
-    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
-        raise ValueError(
-            f"{what} must hold whole numbers, observations x positions; it has dtype {tokens.dtype} and shape {tokens.shape}. {mend}"
-        )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= FIRST + n_genes or (tokens == MASK).any():
         raise ValueError(

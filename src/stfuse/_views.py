@@ -13,7 +13,7 @@ import pandas as pd
 
 from stfuse import _keys
 from stfuse._log import logger
-from stfuse._raw import RawView, no_tokens, read_crops, read_tokens
+from stfuse._raw import RawView, no_tokens, read_crops, read_token_view
 from stfuse._read import (
     Container,
     as_matrix,
@@ -242,7 +242,7 @@ def _raw_views(box: Container, crops_key: str | None, tokens_key: str | None, mi
     """Find crops and tokens; tokens that are named have to be there unless one view is enough."""
     found = {
         "image": None if crops_key is None else read_crops(box, crops_key),
-        "rna": None if tokens_key is None else read_tokens(box, tokens_key),
+        "rna": None if tokens_key is None else read_token_view(box, tokens_key),
     }
     if tokens_key is not None and found["rna"] is None and min_views == 2:
         raise KeyError(no_tokens(box, tokens_key))

@@ -165,7 +165,7 @@ def test_what_the_network_learns_is_kept_where_it_helps():
     adata.obsm["X_image"], adata.obsm["X_pca"] = image.astype("f4"), rna.astype("f4")
     train, test = adata[: n - 200].copy(), adata[n - 200 :].copy()
     plain = {"context": False, "matching": False}
-    model = fit(train, train={"max_epochs": 30}, dropout=0.0, **plain)
+    model = fit(train, train={"max_epochs": 20}, dropout=0.0, **plain)
     assert model.report_["epochs_kept"] > 0
     assert model.report_["held_out_gain"] > 3 * model.report_["held_out_gain_se"]
     ours, anchor = model.codes(test), fit(train.copy(), PCCA, **plain).codes(test)
@@ -179,7 +179,7 @@ def test_what_the_network_learns_is_kept_where_it_helps():
 @pytest.mark.parametrize("view", ["image", "rna"])
 def test_a_missing_view_is_its_translation_in_the_fused_code(view, opened, monkeypatch):
     if opened:
-        monkeypatch.setattr("stfuse.model._cameo._verdict", lambda *_: 2)
+        monkeypatch.setattr("stfuse.model._cameo.verdict", lambda *_: 2)
     adata = tissue()
     key, other = ("X_image", "rna") if view == "image" else ("X_pca", "image")
     adata.obsm[key][:50] = np.nan
@@ -201,7 +201,7 @@ def test_translation_predicts_better_than_the_mean():
 
 def test_the_fused_code_of_the_network_is_that_of_the_anchor_where_both_views_are(monkeypatch):
     """Distances between complete observations stay those of the balanced components."""
-    monkeypatch.setattr("stfuse.model._cameo._verdict", lambda *_: 2)
+    monkeypatch.setattr("stfuse.model._cameo.verdict", lambda *_: 2)
     adata = tissue()
     model = fit(adata.copy(), train={"max_epochs": 2})
     pcca = fit(adata.copy(), PCCA)

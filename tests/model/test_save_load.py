@@ -76,7 +76,7 @@ def trained(adata):
         model = cls(data, **params)
         if name == "cameo residual":
             with pytest.MonkeyPatch.context() as patch:  # a gate that is always open: the residual must be stored too
-                patch.setattr("stfuse.model._cameo._verdict", lambda *_: 2)
+                patch.setattr("stfuse.model._cameo.verdict", lambda *_: 2)
                 model.train(**train)
         else:
             model.train(**train)

@@ -1,15 +1,20 @@
 """UMPIRE on features: objectives, adapters, what is refused."""
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import stfuse
+from stfuse._neighbors import section_neighbors
 from stfuse.datasets import synthetic_tissue
 from stfuse.metrics import recall_at_percent
 from stfuse.model import UMPIRE
+from stfuse.model._context import LinearStart, targets_of, with_neighbors
+from stfuse.model._training import split_pairs, split_tissue, tensors_of
+from stfuse.module.linear_start import linear_maps
 from stfuse.module.losses import MAX_LOG_SCALE
 from stfuse.module.umpire import OBJECTIVES, Adapter
 from stfuse.train._plans import JointPlan
@@ -48,7 +53,7 @@ def test_every_objective_finds_partners_it_has_not_seen(objective, two_views):
 
 def test_the_image_learns_from_reconstruction_alone(small):
     """What the RNA code learns moves no weight of the image."""
-    model = fit(small.copy(), objective="reconstruction", max_epochs=3, validation_fraction=0.0)
+    model = fit(small.copy(), objective="reconstruction", max_epochs=3, validation_fraction=0.0, context=False)
     assert {"reconstruction", "alignment"} == set(model.history)
     module = model.module.train()
     module.zero_grad()
@@ -119,7 +124,60 @@ def test_it_sees_pairs_only(two_views):
         np.testing.assert_allclose(one[name], two[name], atol=1e-5, err_msg=name)
 
 
+def test_where_it_starts(small):
+    """Before any training the codes are those of the linear maps, whatever adapters lie between."""
+    model = fit(small.copy(), lr=1e-12, max_epochs=1, embed_dim=70, validation_fraction=0.0)
+    views = with_neighbors(model._views(None))
+    start = LinearStart.of(views, True, 0)
+    maps = linear_maps(*start._inputs(), np.arange(150), start._widths(), start.penalty, 0)
+    codes = model.codes()
+    for view in ("image", "rna"):
+        code = maps[view](getattr(views, view))
+        cosine = (code / np.linalg.norm(code, axis=1)[:, None] * getattr(codes, view)[:, : code.shape[1]]).sum(1)
+        assert np.percentile(cosine, 5) > 0.98  # what is left is room for training
+    assert model.report_["penalty"] == start.penalty
+    narrow = fit(small.copy(), lr=1e-12, max_epochs=1, embed_dim=5, validation_fraction=0.0)
+    np.testing.assert_allclose(
+        *(m[:, :5] / np.linalg.norm(m[:, :5], axis=1)[:, None] for m in (maps["rna"](views.rna), narrow.codes().rna)),
+        atol=0.05,
+    )
+
+
+def test_training_has_to_beat_the_start(small, monkeypatch):
+    """Where it does not, the start on all pairs is the result; where it does, the best epoch."""
+    start = fit(small.copy(), lr=1e-12, max_epochs=1, validation_fraction=0.0).codes()
+    monkeypatch.setattr("stfuse.model._alignment.verdict", lambda *_: 0)
+    np.testing.assert_allclose(fit(small.copy(), max_epochs=3).codes().fused, start.fused, atol=1e-4)
+    monkeypatch.setattr("stfuse.model._alignment.verdict", lambda *_: 1)
+    assert not np.allclose(fit(small.copy(), max_epochs=3).codes().fused, start.fused, atol=1e-2)
+    random = fit(small.copy(), init="random", max_epochs=3)
+    assert "penalty" not in random.report_ and "held_out_rank" in random.history
+    assert not np.allclose(random.codes().fused, start.fused, atol=1e-2)
+
+
+def test_neighbours_are_read_beside_each_observation(small):
+    adata = small.copy()
+    model = fit(adata, max_epochs=1)
+    assert model.module.projections["image"].in_features == 2 * adata.obsm["X_image"].shape[1]
+    codes = model.codes()
+    moved = adata.copy()
+    moved.obsm["spatial"] = moved.obsm["spatial"][::-1].copy()
+    assert not np.allclose(model.codes(moved).image, codes.image, atol=1e-3)
+    bare = adata.copy()
+    del bare.obsm["spatial"]
+    with pytest.raises(ValueError, match=r"needs obsm\['spatial'\].*or train with context=False"):
+        model.codes(bare)
+    assert fit(bare, max_epochs=1).module.projections["image"].in_features == adata.obsm["X_image"].shape[1]
+    alone = fit(adata.copy(), max_epochs=1, context=False)
+    np.testing.assert_allclose(alone.codes(moved).image, alone.codes().image, atol=1e-6)
+    only = adata.copy()
+    del only.obsm["X_pca"]
+    np.testing.assert_allclose(model.codes(only).image, codes.image, atol=1e-6)
+
+
 BAD = {
+    "init": ({"init": "pca"}, ValueError, "init must be one of 'linear', 'random', got 'pca'"),
+    "context": ({"context": "no"}, TypeError, "context must be True or False"),
     "mode": ({"mode": "lora"}, ValueError, "mode must be one of 'adapter', 'linear', 'finetune', got 'lora'"),
     "objective": ({"objective": "l1"}, ValueError, "objective must be one of 'contrastive', 'reconstruction'"),
     "embed_dim": ({"embed_dim": 0}, ValueError, "embed_dim must be a whole number of at least 1"),
@@ -160,3 +218,39 @@ def test_bad_arguments_change_nothing(kwargs, error, words, small, contents):
     with pytest.raises(error, match=words):
         stfuse.tl.umpire(adata, max_epochs=1, progress=False, **kwargs)
     np.testing.assert_equal(contents(adata), before)
+
+
+def test_blocks_of_tissue_are_held_out(small):
+    views = fit(small.copy(), max_epochs=1)._views(None)
+    pairs, held_out = split_tissue(views, 0.2, 0)
+    np.testing.assert_array_equal(np.union1d(pairs, held_out), np.arange(150))
+    assert 10 < held_out.size < 60 and not np.intersect1d(pairs, held_out).size
+    # a block: most of the six nearest of what is held out are held out too
+    near = section_neighbors(views.spatial, views.section, 6)[held_out]
+    assert np.isin(near, held_out).mean() > 0.6
+    for nothing in (0.0, 0.2):
+        bare = replace(views, spatial=None)
+        some = split_tissue(bare, nothing, 0)
+        np.testing.assert_array_equal(some[1], split_pairs(bare, nothing, 0)[1])
+
+
+def test_held_out_pairs_are_scored_by_what_is_predicted(small):
+    """Literal: the targets' mean over the nearest training pairs, by the sum of both codes."""
+    model = fit(small.copy(), max_epochs=1, context=False)
+    views = model._views(None)
+    targets = targets_of(views, False)
+    pairs, held_out = np.arange(100), np.arange(100, 150)
+    image, rna = torch.from_numpy(views.image), torch.from_numpy(views.rna)
+    plan = JointPlan(model.module, tensors_of(image, rna, views, pairs, held_out), 0, 1e-3, 0.0, targets=targets)
+    found = plan.held_out()
+    codes = model.codes()
+    pool = (codes.image + codes.rna)[:100]
+    expected = []
+    for i in range(100, 150):
+        cosine = pool @ codes.image[i] / np.linalg.norm(pool, axis=1)
+        near = np.argsort(-cosine)[:33]
+        weight = np.clip(cosine[near], 1e-6, None)
+        expected.append(((targets[i] - weight @ targets[near] / weight.sum()) ** 2).sum())
+    floor = ((targets[100:] - targets[:100].mean(0)) ** 2).sum(1).mean()
+    np.testing.assert_allclose(found, np.array(expected) / floor, rtol=1e-3)
+    assert "held_out_error" in model.history

@@ -55,6 +55,8 @@ def test_workers_compute_what_one_process_does(slide, client, kind):
     image = {"file": path, "array": pixels, "dask": da.from_array(pixels, chunks=(200, 200, 3))}[kind]
     kwargs = {"image": image, "crop_px": 32, "grid": [1, 2]}
     assert connected_client() is client
+    client.cluster.scale(2)
+    client.wait_for_workers(2)
     image_features(adata, Where(), key_added="X_where", **kwargs)
     image_features(adata, "texture", key_added="X_texture", **kwargs)
     processes = set(np.unique(adata.obsm["X_where"][..., 0]))
@@ -107,6 +109,8 @@ def test_workers_notice_other_weights_under_the_same_name(slide, client, tmp_pat
     timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
     from safetensors.torch import save_file
 
+    # one worker gets both weights, and only one process has to load torch
+    client.cluster.scale(1)
     adata, _, path = slide
     adata = adata[:12].copy()
     file, found = tmp_path / "weights.safetensors", []

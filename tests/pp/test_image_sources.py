@@ -323,7 +323,8 @@ def test_spatialdata_survives_zarr(tmp_path):
 
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])
 def test_stain_at_crop_time_equals_stain_before(method):
-    adata = mob()[::10].copy()
+    adata = mob()
+    adata = adata[adata.obs["section"].isin(["MOB1", "MOB3"])][::10].copy()
     normalize_stain(adata, method=method, target="MOB1")
     encoder, before = Keep(), Keep()
     image_features(adata, encoder, stain=method, stain_target="MOB1", key_added="X_crops")
@@ -332,11 +333,7 @@ def test_stain_at_crop_time_equals_stain_before(method):
     for crop, right in zip(crops, expected, strict=True):
         np.testing.assert_array_equal(crop, right)
     record = adata.uns["X_crops"]["stain"]
-    assert (
-        record["method"] == method
-        and record["target"] == "MOB1"
-        and set(record["fits"]) == {f"MOB{i}" for i in range(1, 5)}
-    )
+    assert record["method"] == method and record["target"] == "MOB1" and set(record["fits"]) == {"MOB1", "MOB3"}
     with pytest.raises(ValueError, match="stain must be 'macenko' or 'reinhard'"):
         image_features(adata, stain="vahadane")
     with pytest.raises(ValueError, match="stain_target= goes with stain="):

@@ -512,16 +512,28 @@ def test_an_observation_without_any_view_has_no_code(method, adata):
 
 @pytest.fixture(scope="module")
 def crop():
-    """A corner of two real sections, without any features."""
-    adata = mob()
-    keep = np.concatenate([np.flatnonzero(adata.obs["section"] == name)[:60] for name in ("MOB1", "MOB2")])
+    """A corner of two real sections, without any features, on photographs of half the size."""
+    adata, names = mob(), ("MOB1", "MOB2")
+    keep = np.concatenate([np.flatnonzero(adata.obs["section"] == name)[:60] for name in names])
     adata = adata[keep, :400].copy()
+    adata.uns["spatial"] = {name: adata.uns["spatial"][name] for name in names}
+    for section in adata.uns["spatial"].values():
+        section["images"]["hires"] = section["images"]["hires"][::2, ::2].copy()
+        section["scalefactors"]["tissue_hires_scalef"] /= 2
     assert not {"X_image", "X_pca"} & set(adata.obsm)
     return adata
 
 
+@pytest.fixture(scope="module")
+def crop_with_views(crop):
+    adata = crop.copy()
+    stfuse.pp.image_features(adata, library_key="section")
+    stfuse.pp.rna_features(adata)
+    return adata
+
+
 @every_method
-def test_default_views_are_made(method, crop, assert_same, caplog):
+def test_default_views_are_made(method, crop, crop_with_views, assert_same, caplog):
     adata = crop.copy()
     with caplog.at_level("INFO", logger="stfuse"):
         run(method, adata)
@@ -531,9 +543,7 @@ def test_default_views_are_made(method, crop, assert_same, caplog):
     assert_same(without(adata, names, method.name), crop)
 
     # made by hand they are the same
-    again = crop.copy()
-    stfuse.pp.image_features(again, library_key="section")
-    stfuse.pp.rna_features(again)
+    again = crop_with_views.copy()
     for key in ("X_image", "X_pca"):
         np.testing.assert_array_equal(adata.obsm[key], again.obsm[key])
     run(method, again)

@@ -17,6 +17,7 @@ from stfuse.tl._predictors_neighbors import neighbor_weights
 from stfuse.tl._predictors_ridge import PENALTIES
 
 # Enough for a trained method to be a method.
+VIEWS = ("image", "rna")
 QUICK = {"clip": {"max_epochs": 2}, "umpire": {"max_epochs": 1}, "cameo": {"max_epochs": 1}}
 
 
@@ -242,9 +243,52 @@ def test_a_model_gives_what_its_training_here_gives(pair):
     given = stfuse.tl.predict_expression(query, reference, model=model)
     np.testing.assert_allclose(given.X, trained.X, atol=1e-4)
     query.obsm["X_q"] = model.codes(query).image
-    named = stfuse.tl.predict_expression(query, reference, use_rep=("X_q", "X_clip_rna"))
-    np.testing.assert_allclose(named.X, given.X, atol=1e-4)
-    assert query.uns["predicted"]["method"] == "use_rep"
+    unit = {
+        v: reference.obsm[f"X_clip_{v}"] / np.linalg.norm(reference.obsm[f"X_clip_{v}"], axis=1)[:, None] for v in VIEWS
+    }
+    for view, code in {"both": unit["image"] + unit["rna"], **unit}.items():
+        reference.obsm["X_r"] = code
+        named = stfuse.tl.predict_expression(query, reference, use_rep=("X_q", "X_r"))
+        given = stfuse.tl.predict_expression(query, reference, model=model, reference_view=view)
+        np.testing.assert_allclose(named.X, given.X, atol=1e-4)
+        again = stfuse.tl.predict_expression(
+            query, reference, method="clip", method_params={"max_epochs": 2}, reference_view=view, **call
+        )
+        np.testing.assert_allclose(again.X, given.X, atol=1e-4)
+    assert query.uns["predicted"]["params"]["reference_view"] == view
+
+
+def test_a_reference_without_images_of_some_or_all(pair):
+    """Of such an observation its RNA code is all there is."""
+    query, reference = pair
+    model = stfuse.tl.clip(reference, max_epochs=2, return_model=True, library_key="section")
+    by_rna = stfuse.tl.predict_expression(query, reference, model=model, reference_view="rna")
+    bare = reference.copy()
+    del bare.obsm["X_image"]
+    np.testing.assert_allclose(stfuse.tl.predict_expression(query, bare, model=model).X, by_rna.X, atol=1e-5)
+    bare.obsm["X_image"] = np.where(np.arange(bare.n_obs)[:, None] < 50, reference.obsm["X_image"], np.nan)
+    some = stfuse.tl.predict_expression(query, bare, model=model)
+    query.obsm["X_q"] = model.codes(query).image
+    image, rna = (code / np.linalg.norm(code, axis=1)[:, None] for code in (model.codes().image, model.codes().rna))
+    bare.obsm["X_r"] = rna + np.where(np.arange(bare.n_obs)[:, None] < 50, image, 0)
+    expected = stfuse.tl.predict_expression(query, bare, use_rep=("X_q", "X_r"))
+    np.testing.assert_allclose(some.X, expected.X, atol=1e-4)
+    with pytest.raises(KeyError, match=r"no obsm\['X_image'\]"):
+        del bare.obsm["X_image"]
+        stfuse.tl.predict_expression(query, bare, model=model, reference_view="image")
+
+
+def test_a_query_without_coordinates_needs_no_neighbours(pair):
+    query, reference = pair
+    call = {"method": "umpire", "library_key": "section"}
+    beside = stfuse.tl.predict_expression(query, reference, method_params=QUICK["umpire"], **call)
+    own = stfuse.tl.predict_expression(query, reference, method_params=QUICK["umpire"] | {"context": False}, **call)
+    assert not np.allclose(beside.X, own.X, atol=1e-3)
+    del query.obsm["spatial"]
+    without = stfuse.tl.predict_expression(query, reference, method_params=QUICK["umpire"], **call)
+    np.testing.assert_allclose(without.X, own.X, atol=1e-5)
+    with pytest.raises(ValueError, match=r"trained with neighbour context, so it needs obsm\['spatial'\]"):
+        stfuse.tl.predict_expression(query, reference, method_params={"context": True, "max_epochs": 1}, **call)
 
 
 def test_a_query_of_one_section_needs_no_column(pair):
@@ -336,6 +380,7 @@ def test_written_and_read(pair, tmp_path):
 
 
 BAD = {
+    "reference view": ({"reference_view": "fused"}, ValueError, "reference_view must be one of 'both', 'image', 'rna'"),
     "unknown method": ({"method": "umpir"}, ValueError, "Unknown method 'umpir'.*There is: .*cameo.*image-knn.*umpire"),
     "unknown option": ({"method_params": {"alphas": 1}}, ValueError, "no 'alphas'. Did you mean 'alpha'"),
     "bad penalty": ({"method_params": {"alpha": "best"}}, ValueError, "alpha must be 'cv', 'hest' or a number"),
@@ -498,5 +543,6 @@ def test_a_model_that_reads_crops(pair):
     bare = ad.AnnData(obs=query.obs, obsm={"X_crops": query.obsm["X_crops"]})
     predicted = stfuse.tl.predict_expression(bare, reference, model=model, n_neighbors=5, device="cpu")
     bare.obsm["X_q"] = model.codes(bare).image
-    named = stfuse.tl.predict_expression(bare, reference, use_rep=("X_q", "X_umpire_rna"), n_neighbors=5, device="cpu")
+    reference.obsm["X_r"] = reference.obsm["X_umpire_image"] + reference.obsm["X_umpire_rna"]
+    named = stfuse.tl.predict_expression(bare, reference, use_rep=("X_q", "X_r"), n_neighbors=5, device="cpu")
     np.testing.assert_allclose(predicted.X, named.X, atol=1e-4)

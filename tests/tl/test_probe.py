@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import stfuse
-from stfuse.tl._folds import group_folds, random_folds, spatial_folds
+from stfuse._folds import group_folds, random_folds, spatial_folds
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def fused(request):
         stfuse.pp.hide_pairs(adata, 1 - level, seed=seed)
         adata.obs.loc[adata.obs_names[test], "paired"] = False
         options = {"paired_key": "paired", "seed": seed, "progress": False}
-        stfuse.tl.cameo(adata, key_added=f"cameo{level:.0%}", max_epochs=10, **options)
+        stfuse.tl.cameo(adata, key_added=f"cameo{level:.0%}", max_epochs=5, **options)
         stfuse.tl.clip(adata, key_added=f"clip{level:.0%}", **options)
         for name in ("cameo", "clip"):
             image, rna = (adata.obsm[f"X_{name}{level:.0%}_{view}"][test] for view in ("image", "rna"))

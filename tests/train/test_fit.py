@@ -166,7 +166,7 @@ def test_keep_best_keeps_the_best_and_stops(monkeypatch):
     scores = iter([0.0, -1.0, -3.0, -2.0, -2.5, -2.9])
     plan = _joint()
     kept = {}
-    monkeypatch.setattr(KeepBest, "_scores", staticmethod(lambda trainer, plan: np.full(4, next(scores))))
+    monkeypatch.setattr(plan, "held_out", lambda: np.full(4, next(scores)))
 
     class Watch(Callback):
         def on_train_epoch_end(self, trainer, module):
@@ -175,6 +175,8 @@ def test_keep_best_keeps_the_best_and_stops(monkeypatch):
     history, keep = _run(plan, max_epochs=50, patience=2, pairs_only=True, trainer_kwargs={"callbacks": [Watch()]})
     assert len(history) == 4
     assert keep.best_epoch == 2 and keep.best.mean() == -3 and keep.start.mean() == 0
+    # scored once for the start and once an epoch, for the record and for what is kept
+    assert history["held_out_rank"].tolist() == [-1, -3, -2, -2.5] and next(scores) == -2.9
     for name, value in keep.state.items():
         assert torch.equal(value, kept[2][name])
 

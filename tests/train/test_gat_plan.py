@@ -146,7 +146,6 @@ def test_training_stops_and_keeps_the_best_epoch(monkeypatch):
     graph = _graph()
     plan = _plan(graph, [0, 1, 2])
     monkeypatch.setattr(plan, "held_out", lambda: np.full(3, next(scores)))
-    monkeypatch.setattr(plan, "verdict", lambda: {})
     history, keep = _run(plan, PatchBatches(graph, plan.rows, 50, 2, 0), max_epochs=50, patience=2)
     assert len(history) == 4 and keep.best_epoch == 2 and keep.best.mean() == 1
 

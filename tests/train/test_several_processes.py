@@ -17,7 +17,7 @@ import stfuse
 import stfuse.model._cameo as cameo
 
 if __name__ == "__main__":
-    cameo._verdict = lambda keep, report: 2  # the second training, on all pairs, is to run as well
+    cameo.verdict = lambda keep, report: 2  # the second training, on all pairs, is to run as well
     adata = stfuse.datasets.synthetic_tissue(200, n_genes=30, n_image_features=12, seed=1)
     found = {}
     windows = {"n_clusters": 3, "image_weight": 3.0, "clustering": "kmeans", "n_encoders": 1}

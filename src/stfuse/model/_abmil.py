@@ -16,8 +16,8 @@ from torch import Tensor
 
 from stfuse import _keys
 from stfuse._check import check_number, check_seed, check_text
-from stfuse.model._base import _silent_scvi, pick
-from stfuse.model._stored import StoredModel
+from stfuse.model._base import pick
+from stfuse.model._stored import StoredModel, silent_scvi
 from stfuse.model._tile_bags import TileBags, encode_bags, moment_tiles, read_tile_bags
 from stfuse.model._training import check_training
 from stfuse.module import abmil
@@ -125,7 +125,7 @@ class ABMIL(StoredModel):
         read_tile_bags(adata, **setup_args["setup_args"])
         # names of slides and patients stay out of the registry, which goes into the saved file
         manager = AnnDataManager(fields=[ObsmField("image", image_key)], setup_method_args=setup_args)
-        with _silent_scvi():
+        with silent_scvi():
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 

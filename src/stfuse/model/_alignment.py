@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from stfuse import _keys
 from stfuse._views import Views
 from stfuse.model._base import Codes, fill_other, masked
-from stfuse.model._training import split_pairs, tensors_of
+from stfuse.model._training import split_pairs, split_tissue, tensors_of, verdict
 from stfuse.train._fit import fit
 from stfuse.train._plans import CHUNK, ENCODED, JointPlan
 
 if TYPE_CHECKING:
     from stfuse.model._base import FusionModel
+    from stfuse.model._context import LinearStart
     from stfuse.module.clip import TwoTowers
     from stfuse.module.umpire import AlignedViews, Objective
 
@@ -61,16 +62,20 @@ def align(
     device: str,
     progress: bool | None,
     trainer_kwargs: dict[str, Any],
+    start: LinearStart | None = None,
+    targets: np.ndarray | None = None,
 ) -> tuple[Any, pd.DataFrame]:
-    """Train a fresh module of the model on the pairs; return the one of the best epoch, and the history."""
-    pairs, held_out = split_pairs(views, settings.validation_fraction, seed)
-    x, has = inputs(views), presence(views)
+    """Train a fresh module of the model on the pairs; return the one of the best epoch, and the history.
+
+    With ``targets`` (n x t) blocks of tissue are held out, of which the image has to predict them; without, random pairs, which
+    have to find each other. A linear start that no epoch beats clearly is what is returned, of all pairs.
+    """
+    split = split_pairs if targets is None else split_tissue
+    pairs, held_out = split(views, settings.validation_fraction, seed)
+    x = inputs(views)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module: Any = model._build(model._architecture())
-        for view in _keys.VIEWS:
-            if view not in views.raw:
-                module.standard.fit_moments(view, x[view], np.flatnonzero(has[view]))
+        module = _fresh(model, views, pairs, start)
         image, rna = (torch.from_numpy(x[view]) for view in _keys.VIEWS)
         plan = JointPlan(
             module,
@@ -80,6 +85,7 @@ def align(
             settings.weight_decay,
             objective=settings.objective,
             warmup=settings.warmup,
+            targets=targets,
         )
         epochs = EPOCHS if held_out.size else EPOCHS_BLIND
         history, keep = fit(
@@ -94,9 +100,25 @@ def align(
             desc=type(model).__name__,
             trainer_kwargs=trainer_kwargs,
         )
-    if keep is not None and keep.state is not None:
+    if start is not None and keep is not None and not verdict(keep, model.report_):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            module = _fresh(model, views, np.union1d(pairs, held_out), start).eval()
+    elif keep is not None and keep.state is not None:
         module.load_state_dict(keep.state)
     return module, history
+
+
+def _fresh(model: FusionModel, views: Views, pairs: np.ndarray, start: LinearStart | None) -> Any:
+    """A module that knows the moments of the features, and where it starts if not at random."""
+    module: Any = model._build(model._architecture())
+    x, has = inputs(views), presence(views)
+    for view in _keys.VIEWS:
+        if view not in views.raw:
+            module.standard.fit_moments(view, x[view], np.flatnonzero(has[view]))
+    if start is not None:
+        start.put(module, pairs)
+    return module
 
 
 @torch.no_grad()

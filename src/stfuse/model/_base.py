@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +16,7 @@ from torch import Tensor
 from stfuse import _keys
 from stfuse._log import warn
 from stfuse._views import Views, read_views
-from stfuse.model._stored import StoredModel
+from stfuse.model._stored import StoredModel, silent_scvi
 
 SMALL_BATCH = 3
 MEANS = "batch_means."  # before the names of their tensors in a file
@@ -53,20 +49,6 @@ def fill_other(image: np.ndarray, rna: np.ndarray, views: Views) -> tuple[np.nda
         np.where(views.has_image[:, None], image, rna),
         np.where(views.has_rna[:, None], rna, image),
     )
-
-
-@contextmanager
-def _silent_scvi() -> Iterator[None]:
-    """scvi-tools prints a line for every array it registers, which says nothing to a user here."""
-    logger = logging.getLogger("scvi")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Category .* has fewer than 3 cells")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 class FusionModel(StoredModel):
@@ -121,7 +103,7 @@ class FusionModel(StoredModel):
         fields += [CategoricalObsField("section", keys["library_key"])] if keys["library_key"] else []
         fields += [NumericalObsField("paired", keys["paired_key"], required=False)] if keys["paired_key"] else []
         manager = AnnDataManager(fields=fields, setup_method_args=setup_args)
-        with _silent_scvi():
+        with silent_scvi():
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 

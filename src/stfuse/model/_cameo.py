@@ -16,17 +16,16 @@ from stfuse._views import Views
 from stfuse.model._anchored import Coordinates, anchor_data, anchor_sizes, anchored_codes, empty_anchor
 from stfuse.model._base import Codes, FusionModel, masked, pick
 from stfuse.model._pcca import check_flags, check_pairs, check_private_dim, check_widths
-from stfuse.model._training import check_training, raw_tensors, split_pairs, tensors_of
+from stfuse.model._training import check_training, raw_tensors, split_pairs, tensors_of, verdict
 from stfuse.module.anchor import OTHER, LinearAnchor, fit_anchor
 from stfuse.module.cameo import AnchoredTranslator, PublishedTranslator, Translator
 from stfuse.train._batches import ViewTensors
-from stfuse.train._fit import KeepBest, fit
+from stfuse.train._fit import fit
 from stfuse.train._plans import Adversarial, AdversarialPlan
 
 Critic = Literal["wgan", "wgan-gp", "gan"]
 CHUNK = 16_384
 LOSSES = ("cycle", "adversarial", "align", "contrastive", "translation")
-GATE = 3.0  # standard errors; the best of many epochs looks better than it is
 MIN_PAIRS_TO_TRAIN = 50  # with fewer, held-out pairs cannot show that a network beats the anchor
 
 PUBLISHED = Adversarial()
@@ -268,7 +267,7 @@ class CAMEO(FusionModel):
             trial, tensors = self._anchored_module(views, pairs, run)
             tensors.held_out = torch.from_numpy(held_out)
             history, keep = fit(AdversarialPlan(trial, tensors, seed, settings), desc="CAMEO", **run)
-            epochs = _verdict(keep, self.report_)
+            epochs = verdict(keep, self.report_)
             if epochs and keep is not None and keep.state is not None:
                 trial.load_state_dict(keep.state)
                 trial.fit_trust({name: tensors.of(name) for name in OTHER}, tensors.held_out)
@@ -351,16 +350,6 @@ def _settings(preset: Adversarial, given: dict[str, Any]) -> Adversarial:
             "lambda_contrastive belongs to the anchored network: the published one has no contrastive loss."
         )
     return settings
-
-
-def _verdict(keep: KeepBest | None, report: dict[str, float]) -> int:
-    """Epochs to train on all pairs: 0 unless held-out pairs are retrieved better by `GATE` standard errors."""
-    if keep is None or keep.state is None:
-        return 0
-    gain = keep.start - keep.best
-    error = float(gain.std() / np.sqrt(gain.size))
-    report |= {"held_out_gain": float(gain.mean()), "held_out_gain_se": error}
-    return keep.best_epoch if gain.mean() > GATE * error else 0
 
 
 def _blocks(function: Any, rows: Tensor) -> Tensor:

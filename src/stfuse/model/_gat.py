@@ -16,9 +16,9 @@ from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
 from stfuse import _keys
 from stfuse._check import check_number, check_seed, check_text
 from stfuse._log import warn
-from stfuse.model._base import _silent_scvi, pick
+from stfuse.model._base import pick
 from stfuse.model._gat_input import GraphInput, read_input
-from stfuse.model._stored import StoredModel
+from stfuse.model._stored import StoredModel, silent_scvi
 from stfuse.model._training import check_training
 from stfuse.module.gat import GraphAttention
 from stfuse.train._fit import fit, resolve_device
@@ -127,7 +127,7 @@ class GAT(StoredModel):
         fields: list[Any] = [LayerField("X", layer, is_count_data=False), ObsmField("spatial", spatial_key)]
         fields += [CategoricalObsField("section", library_key)] if library_key else []
         manager = AnnDataManager(fields=fields, setup_method_args=setup_args)
-        with _silent_scvi():
+        with silent_scvi():
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,6 +20,20 @@ from torch import nn
 
 from stfuse import _record
 from stfuse.model import _storage
+
+
+@contextmanager
+def silent_scvi() -> Iterator[None]:
+    """scvi-tools prints a line for every array it registers, which says nothing to a user here."""
+    logger = logging.getLogger("scvi")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Category .* has fewer than 3 cells")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def all_or_nothing[**P](train: Callable[P, None]) -> Callable[P, None]:

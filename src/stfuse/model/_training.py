@@ -1,4 +1,4 @@
-"""Small parts of training that CLIP and CAMEO share."""
+"""Small parts of training on pairs: what is held out, and what it says."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import torch
 from torch import Tensor
 
 from stfuse._check import check_number
+from stfuse._folds import spatial_folds
 from stfuse._views import Views
 from stfuse.train._batches import ViewTensors
+from stfuse.train._fit import KeepBest
 
 MIN_HELD_OUT = 10
+MIN_BLOCKS = 50  # with fewer pairs a block of tissue is a handful
+GATE = 3.0  # standard errors; the best of many epochs looks better than it is
 MAX_HELD_OUT = 2_000  # more would make the verdict no surer and its similarities large
 
 
@@ -34,6 +38,34 @@ def split_pairs(views: Views, fraction: float, seed: int) -> tuple[np.ndarray, n
         return pairs, pairs[:0]
     order = np.random.default_rng(seed).permutation(pairs)
     return np.sort(order[n:]), np.sort(order[:n])
+
+
+def split_tissue(views: Views, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Like `split_pairs`, of blocks: one of every section is held out, for neighbours are so alike that they tell of each other.
+
+    Anything is held out where nothing says how the pairs lie.
+    """
+    pairs = np.flatnonzero(views.paired)
+    if fraction == 0 or pairs.size < MIN_BLOCKS or views.spatial is None:
+        return split_pairs(views, fraction, seed)
+    section, spatial = views.section[pairs], views.spatial[pairs]
+    n_blocks = max(round(1 / fraction), 2, -(-pairs.size // MAX_HELD_OUT))
+    distinct = [len(np.unique(spatial[section == code], axis=0)) for code in np.unique(section)]
+    if min(distinct) < n_blocks:
+        return split_pairs(views, fraction, seed)
+    fold = spatial_folds(spatial, section, n_blocks, seed)
+    held = fold == np.random.default_rng(seed).integers(n_blocks)
+    return pairs[~held], pairs[held]
+
+
+def verdict(keep: KeepBest | None, report: dict[str, float]) -> int:
+    """Epochs after which held-out pairs are better than at the start by `GATE` standard errors; 0 = they are not."""
+    if keep is None or keep.state is None:
+        return 0
+    gain = keep.start - keep.best
+    error = float(gain.std() / np.sqrt(gain.size))
+    report |= {"held_out_gain": float(gain.mean()), "held_out_gain_se": error}
+    return keep.best_epoch if gain.mean() > GATE * error else 0
 
 
 def tensors_of(image: Tensor, rna: Tensor, views: Views, pairs: np.ndarray, held_out: np.ndarray) -> ViewTensors:

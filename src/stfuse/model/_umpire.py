@@ -12,11 +12,12 @@ from anndata import AnnData
 from torch import Tensor, nn
 
 from stfuse import _keys
-from stfuse._check import check_number
+from stfuse._check import check_flag, check_number
 from stfuse._raw import CROPS
 from stfuse._views import Views
 from stfuse.model._alignment import Alignment, align, presence, unit_codes
 from stfuse.model._base import Codes, FusionModel, pick
+from stfuse.model._context import LinearStart, targets_of, with_neighbors
 from stfuse.model._pcca import check_pairs
 from stfuse.model._stored import StoredModel
 from stfuse.model._training import check_training
@@ -25,6 +26,7 @@ from stfuse.train._fit import resolve_device
 
 Mode = Literal["adapter", "linear", "finetune"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+INITS = ("linear", "random")
 LR, LR_ENCODERS = 1e-3, 1e-4
 NAMES = {"image": ("image_encoder", "crops"), "rna": ("gene_encoder", "gene tokens")}
 
@@ -53,6 +55,11 @@ class UMPIRE(FusionModel):
         Width of the bottleneck of the adapters, and the share w of what they add: (1 - w) x + w ReLU(W2 ReLU(W1 x)).
     temperature
         Where the learnt temperature of the contrastive losses starts; it stays above 0.01.
+    init
+        `"linear"` (training starts at a regularised canonical correlation, and has to beat it on held-out pairs) or `"random"`.
+    context
+        Whether the mean of each view over an observation and its six nearest in the section is read beside it, where there are
+        coordinates; data to code need them then.
     image_encoder
         With `mode="finetune"`: module from crops (n x channels x height x width, floats; bytes become 0 to 1) to n x any width.
         None = the image view is features, and gets a projection.
@@ -93,10 +100,14 @@ class UMPIRE(FusionModel):
         adapter_dim: int = 128,
         adapter_weight: float = 0.2,
         temperature: float = 0.2,
+        init: Literal["linear", "random"] = "linear",
+        context: bool = True,
         image_encoder: nn.Module | None = None,
         gene_encoder: nn.Module | StoredModel | None = None,
     ) -> None:
         pick(MODES, mode, "mode")
+        pick(INITS, init, "init")
+        check_flag("context", context)
         pick(OBJECTIVES, objective, "objective")
         check_number("embed_dim", embed_dim, least=1, whole=True)
         check_number("adapter_dim", adapter_dim, least=1, whole=True)
@@ -111,6 +122,8 @@ class UMPIRE(FusionModel):
             adapter_dim=adapter_dim,
             adapter_weight=adapter_weight,
             temperature=temperature,
+            init=init,
+            context=context,
         )
         self.encoders_ = _encoders(image_encoder, gene_encoder)
         _check_choice(mode, objective, self.encoders_)
@@ -118,6 +131,7 @@ class UMPIRE(FusionModel):
         self.crop_shape_: list[int] | None = None
         self.vocabulary_: str | None = None  # digest of the tokens' vocabulary
         self.device_ = "cpu"
+        self.context_ = False  # whether each observation's neighbours are read beside it
 
     @classmethod
     def setup_anndata(
@@ -210,15 +224,31 @@ class UMPIRE(FusionModel):
         )
         views = self._begin(seed)
         check_pairs(views, 4, "UMPIRE")
+        self.context_ = bool(self.params_["context"] and not self.encoders_ and views.spatial is not None)
+        views = self._beside(views)
         self._measure(views)
         self.device_ = _torch_device(device)
-        module, history = align(self, views, settings, seed, device, progress, trainer_kwargs)
+        start = LinearStart.of(views, self.context_, seed) if self._starts_linear() else None
+        self.report_ = {} if start is None else start.report
+        run = (settings, seed, device, progress, trainer_kwargs)
+        targets = None if start is None else targets_of(views, self.context_)
+        module, history = align(self, views, *run, start, targets)
         self._finish(module, history)
 
     def _codes(self, views: Views) -> Codes:
         if self.module is None:
             raise RuntimeError("UMPIRE is not trained yet: call .train() first.")
-        return unit_codes(self.module, views, self.params_["embed_dim"], self.device_)
+        return unit_codes(self.module, self._beside(views), self.params_["embed_dim"], self.device_)
+
+    def _beside(self, views: Views) -> Views:
+        """The views as the module reads them: with the neighbours beside each observation, where it was trained so."""
+        return with_neighbors(views) if self.context_ else views
+
+    def _starts_linear(self) -> bool:
+        """Whether there is something to start from: features, and maps that are linear to begin with."""
+        p = self.params_
+        bent = p["mode"] == "adapter" and p["adapter_weight"] == 1
+        return p["init"] == "linear" and not self.encoders_ and not bent
 
     # -- what the encoders need ---------------------------------------------------------------------------------------
 
@@ -243,7 +273,9 @@ class UMPIRE(FusionModel):
             raise ValueError("tokens_key= needs an encoder that reads them: pass mode='finetune' and gene_encoder=.")
         has = presence(views)
         self.widths_ = {
-            v: _output_width(v, self.encoders_[v], views.raw[v], has[v]) if v in views.raw else self.n_features_[v]
+            v: _output_width(v, self.encoders_[v], views.raw[v], has[v])
+            if v in views.raw
+            else getattr(views, v).shape[1]
             for v in _keys.VIEWS
         }
         self.crop_shape_ = [int(n) for n in views.raw["image"].shape[1:]] if "image" in views.raw else None
@@ -273,6 +305,7 @@ class UMPIRE(FusionModel):
             "encoders": sorted(self.encoders_),
             "crop_shape": self.crop_shape_,
             "vocabulary": self.vocabulary_,
+            "context": self.context_,
         }
 
     def _build(self, architecture: dict[str, Any]) -> AlignedViews:
@@ -291,7 +324,7 @@ class UMPIRE(FusionModel):
         super()._restore(values, tensors)
         architecture = values["architecture"]
         self.widths_, self.crop_shape_ = architecture["widths"], architecture["crop_shape"]
-        self.vocabulary_ = architecture["vocabulary"]
+        self.vocabulary_, self.context_ = architecture["vocabulary"], architecture["context"]
         if sorted(self.encoders_) != architecture["encoders"]:
             wanted = " and ".join(f"{NAMES[view][0]}=" for view in architecture["encoders"]) or "no encoder"
             raise ValueError(

@@ -16,9 +16,9 @@ from scvi.data.fields import ObsmField
 from stfuse._check import check_flag, check_number
 from stfuse._progress import counting
 from stfuse._tokens import TOKENS, Vocabulary, lengths, read_tokens
-from stfuse.model._base import _silent_scvi, pick
+from stfuse.model._base import pick
 from stfuse.model._external_weights import external_state
-from stfuse.model._stored import StoredModel
+from stfuse.model._stored import StoredModel, silent_scvi
 from stfuse.module import visiumformer as net
 from stfuse.train._fit import fit, resolve_device
 from stfuse.train._token_batches import MaskedPlan, MaskedSettings, TokenBatches
@@ -122,7 +122,7 @@ class Visiumformer(StoredModel):
         setup_args = cls._get_setup_method_args(**locals())
         read_tokens(adata, tokens_key)
         manager = AnnDataManager(fields=[ObsmField("tokens", tokens_key)], setup_method_args=setup_args)
-        with _silent_scvi():
+        with silent_scvi():
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 

@@ -95,7 +95,8 @@ def inverse_root(c: np.ndarray) -> np.ndarray:
     return (vectors / np.sqrt(np.clip(values, 1e-8, None))) @ vectors.T
 
 
-def _solve(cx: np.ndarray, cy: np.ndarray, cxy: np.ndarray) -> Canonical:
+def solve_cca(cx: np.ndarray, cy: np.ndarray, cxy: np.ndarray) -> Canonical:
+    """CCA of covariances."""
     wx, wy = inverse_root(cx), inverse_root(cy)
     left, s, right = np.linalg.svd(wx @ cxy @ wy, full_matrices=False)
     return Canonical(wx @ left, wy @ right.T, np.clip(s, 0, 0.999))
@@ -122,7 +123,7 @@ class Products:
         """CCA with covariances shrunk towards the identity by 10 / n."""
         shrink = float(np.clip(10 / self.n, 0.01, 0.8))
         keep, eye_a, eye_b = (1 - shrink) / self.n, np.eye(len(self.aa)), np.eye(len(self.bb))
-        return _solve(keep * self.aa + shrink * eye_a, keep * self.bb + shrink * eye_b, self.ab / self.n)
+        return solve_cca(keep * self.aa + shrink * eye_a, keep * self.bb + shrink * eye_b, self.ab / self.n)
 
 
 def shrinkage_cca(a: np.ndarray, b: np.ndarray) -> Canonical:
@@ -213,7 +214,7 @@ def match_unpaired(
         xa, xb = a[ia], b[ib]
         plan = sinkhorn(log_likelihood(xa @ fit.u, xb @ fit.v, fit.rho))
         guessed = xa.T @ (plan @ xb.astype(np.float32)) * (matched / min(ia.size, ib.size))
-        fit = _solve(cx, cy, (known + guessed) / (weight + matched))
+        fit = solve_cca(cx, cy, (known + guessed) / (weight + matched))
     return fit
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from stfuse.module.scaling import StandardViews
 Objective = Literal["contrastive", "reconstruction", "infonce", "one-sided", "bleep"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 WITHOUT_TEMPERATURE = ("reconstruction", "one-sided")
+FREE = 0.02  # share of what torch draws that is left of weights beside a linear start: enough to grow from
 
 
 class Adapter(nn.Module):
@@ -65,6 +66,27 @@ class AlignedViews(nn.Module):
         self.log_scale: nn.Parameter | None = None
         if objective not in WITHOUT_TEMPERATURE:
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+
+    @torch.no_grad()
+    def start_at(self, view: str, mean: Tensor, weights: Tensor) -> None:
+        """Let a view begin as the map (features - mean) @ weights, d x k, in its first k directions, up to a factor.
+
+        The factor makes these weights as large as those that torch draws, so that learning rates mean the same.
+        """
+        projection = cast("nn.Linear", self.projections[view])
+        keep = 1.0
+        if view in self.adapters:
+            adapter = cast("Adapter", self.adapters[view])
+            adapter.up.weight.mul_(FREE)
+            keep = 1 - adapter.weight
+        k = min(weights.shape[1], projection.out_features)
+        standard = self.standard.get_buffer(f"sd_{view}")[:, None] * weights[:, :k]
+        factor = projection.weight.square().mean().sqrt() / standard.square().mean().sqrt().clamp_min(1e-12)
+        offset = (self.standard.get_buffer(f"mean_{view}") - mean) @ weights[:, :k]
+        projection.weight.mul_(FREE)
+        projection.bias.zero_()
+        projection.weight[:k] = factor / keep * standard.T
+        projection.bias[:k] = factor * offset
 
     def native(self, view: str, x: Tensor) -> Tensor:
         """Standardised features; crops as floats (bytes become 0 to 1), tokens as whole numbers."""

@@ -12,10 +12,10 @@ from scipy.sparse import csr_matrix
 
 from stfuse import _keys
 from stfuse._check import check_flag, check_number, check_seed, check_text
+from stfuse._folds import group_folds
 from stfuse._progress import progress as show_progress
 from stfuse._read import check_names, check_values, container, find_library_key, read_codes, read_column, read_rep
 from stfuse.metrics import gene_pearson
-from stfuse.tl._folds import group_folds
 from stfuse.tl._predictors_expression import read_expression
 from stfuse.tl._predictors_ridge import Ridge, check_penalty, component_scaler, penalty_of
 

@@ -11,10 +11,10 @@ import pandas as pd
 from anndata import AnnData
 
 from stfuse import _keys
+from stfuse._folds import stratified_group_folds
 from stfuse._log import warn
 from stfuse._progress import progress
 from stfuse.metrics import balanced_accuracy, macro_f1
-from stfuse.tl._folds import stratified_group_folds
 
 if TYPE_CHECKING:
     from stfuse.model import ABMIL

@@ -31,6 +31,7 @@ def predict_expression(
     n_neighbors: int = 50,
     weights: Literal["cosine", "softmax", "uniform"] = "cosine",
     temperature: float = 0.1,
+    reference_view: Literal["both", "rna", "image"] = "both",
     genes: Sequence[str] | None = None,
     layer: str | None = None,
     image_key: str = _keys.IMAGE,
@@ -50,7 +51,7 @@ def predict_expression(
     r"""Predict expression from histology: what a piece of tissue would express, going by a reference that was measured.
 
     The query needs an image only; the reference has image and expression. By default a fusion method is trained on the reference, the
-    image codes of the query are compared with the RNA codes of the reference, and the expression of the nearest is averaged:
+    image codes of the query are compared with the codes of the reference, and the expression of the nearest is averaged:
 
     .. math:: \hat x_i = \sum_{j \in N(i)} w_{ij} x_j, \qquad w_{ij} = \frac{\max(s_{ij}, 0)}{\sum_{l \in N(i)} \max(s_{il}, 0)},
 
@@ -82,6 +83,9 @@ def predict_expression(
         the plain mean.
     temperature
         Of `"softmax"`: at 0.1 a neighbour whose similarity is 0.1 lower counts 1/e.
+    reference_view
+        Which codes of the reference are compared with the query's image code, of methods with shared codes: `"rna"`, as published,
+        `"image"`, or `"both"`, the sum of the two at unit length (an observation without an image has its RNA code alone).
     genes
         Names of the genes to predict. None = all of the reference.
     layer
@@ -168,6 +172,7 @@ def predict_expression(
     ((200, 200), True)
     """
     from stfuse.tl._predictors_expression import read_expression
+    from stfuse.tl._predictors_neighbors import WEIGHTS
     from stfuse.tl._predictors_task import Keys, Neighbors, Task
 
     key = _keys_checked(key_added, image_key, rna_key, batch_key, library_key)
@@ -179,7 +184,8 @@ def predict_expression(
     check_flag("approximate", approximate, optional=True)
     params = dict(method_params or {})
     how, run = _road(method, model, use_rep, params, return_std)
-    _check_weights(weights)
+    _check_choice("weights", weights, WEIGHTS)
+    _check_choice("reference_view", reference_view, ("both", *_keys.VIEWS))
     box = container(query, table_key)
     _check_query(box, key, image_key, layer_of_query=None if is_mudata(box) else key)
     check_names(container(reference, table_key).obs_names, "the reference")
@@ -188,7 +194,7 @@ def predict_expression(
         reference,
         read_expression(reference, layer, genes, table_key=table_key),
         Keys(image_key, rna_key, batch_key, library_key),
-        Neighbors(n_neighbors, weights, temperature, approximate),
+        Neighbors(n_neighbors, weights, temperature, approximate, reference_view),
         return_std,
         seed,
         device,
@@ -197,6 +203,7 @@ def predict_expression(
     )
     prediction = run(task)
     given = {"n_neighbors": n_neighbors, "weights": weights, "temperature": temperature, "layer": layer}
+    given["reference_view"] = reference_view
     record = {
         "method": how,
         "params": vars(task.keys) | given | {"method_params": params, "use_rep": use_rep},
@@ -219,11 +226,9 @@ def _keys_checked(key_added: str | None, *keys: str | None) -> str:
     return "predicted" if key_added is None else key_added
 
 
-def _check_weights(weights: Any) -> None:
-    from stfuse.tl._predictors_neighbors import WEIGHTS
-
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights must be one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}.")
+def _check_choice(name: str, value: Any, there: Sequence[str]) -> None:
+    if value not in there:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, there))}, got {value!r}.")
 
 
 def _road(method: str, model: Any, use_rep: Any, params: dict[str, Any], std: bool) -> tuple[str, Any]:

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stfuse._read import container, listing
+from stfuse import _keys
+from stfuse._log import logger
+from stfuse._read import container, is_mudata, listing, read_coordinates
 from stfuse._views import Views, read_views
 from stfuse.pp._default_views import make_view
 from stfuse.tl._predictors_neighbors import average_neighbors
@@ -37,16 +39,38 @@ def _function(method: str) -> Any:
 
 
 def fused_neighbors(task: Task, method: str, **params: Any) -> Prediction:
-    """Train a fusion method on the reference; nearest are the RNA codes to the image code."""
+    """Train a fusion method on the reference; nearest are its codes to the image code of the query."""
     model, _ = _trained(task, method, params)
-    return average_neighbors(task, _query_codes(task, model), _shared(model, model.codes(), "rna"))
+    codes = model.codes()
+    reference = searched({view: _shared(model, codes, view) for view in _keys.VIEWS}, task.neighbors.reference_view)
+    return average_neighbors(task, _query_codes(task, model), reference)
 
 
 def model_neighbors(task: Task, model: FusionModel) -> Prediction:
     """Neighbours in the codes of a model that was trained before, of a reference that it need not have seen."""
     check_same_encoder(task.query, task.reference, model.setup_keys()["image_key"], task.table_key)
-    reference = model_codes(model, task.reference, "rna", "reference", task.table_key)
-    return average_neighbors(task, _query_codes(task, model), reference)
+    which, key = task.neighbors.reference_view, model.setup_keys()["image_key"]
+    views = list(_keys.VIEWS) if which == "both" else [which]
+    if which == "both" and not _has_image(task.reference, key, task.table_key):
+        views = ["rna"]
+    codes = {view: model_codes(model, task.reference, view, "reference", task.table_key) for view in views}
+    return average_neighbors(task, _query_codes(task, model), searched(codes, which))
+
+
+def searched(codes: dict[str, np.ndarray], which: str) -> np.ndarray:
+    """Codes of the reference that are searched: of one view, or the sum of both at unit length.
+
+    An observation without an image has its RNA code alone.
+    """
+    if which != "both":
+        return codes[which]
+    unit = {view: code / np.linalg.norm(code, axis=1, keepdims=True).clip(1e-12) for view, code in codes.items()}
+    return unit["rna"] + np.nan_to_num(unit["image"]) if "image" in unit else unit["rna"]
+
+
+def _has_image(data: Any, key: str, table_key: str | None) -> bool:
+    box = container(data, table_key)
+    return key in (box.mod["image"].obsm if is_mudata(box) and "image" in box.mod else box.obsm)
 
 
 def translated(task: Task, method: str, **params: Any) -> Prediction:
@@ -98,9 +122,20 @@ def _trained(task: Task, method: str, params: dict[str, Any]) -> tuple[FusionMod
     adata = private_adata(views, keys)
     function = _function(method)
     common = {name: getattr(task, name) for name in ("seed", "device", "progress")}
+    common |= _without_context(function, params, task)
     common = {name: value for name, value in common.items() if name in inspect.signature(function).parameters}
     model: FusionModel = function(adata, **keys, **common, **_without(params, "paired_key"), return_model=True)
     return model, adata
+
+
+def _without_context(function: Any, params: dict[str, Any], task: Task) -> dict[str, bool]:
+    """Leave neighbours out where nothing says which those of the query are."""
+    where = read_coordinates(task.query, table_key=task.table_key)
+    placed = where is not None and bool(np.isfinite(where).all())
+    if placed or "context" in params or "context" not in inspect.signature(function).parameters:
+        return {}
+    logger.info("the query has no coordinates in obsm['spatial']: trained without neighbour context")
+    return {"context": False}
 
 
 def _coding_adata(data: Any, model: FusionModel, view: str, who: str, table_key: str | None) -> tuple[Views, AnnData]:

@@ -8,8 +8,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from stfuse._check import check_flag, check_number
+from stfuse._folds import tissue_folds
 from stfuse._read import read_coordinates, read_sections
-from stfuse.tl._folds import group_folds, random_folds, spatial_folds
 from stfuse.tl._predictors_task import Prediction, Task
 
 PENALTIES = np.logspace(-2, 7, 28)
@@ -133,14 +133,6 @@ def component_scaler(x: np.ndarray, n_comps: int | None, seed: int) -> Any:
 
 
 def _folds(task: Task, rows: np.ndarray) -> np.ndarray:
-    """Whole sections where there are several; else blocks of the tissue, or anything where nothing says where it lies."""
     section, _ = read_sections(task.reference, task.keys.library_key, task.table_key)
-    section = section[rows]
-    n_sections = len(np.unique(section))
-    if n_sections > 1:
-        return group_folds(section, min(N_SPLITS, n_sections))
-    n_splits = min(N_SPLITS, rows.size)
     spatial = read_coordinates(task.reference, table_key=task.table_key)
-    if spatial is not None and np.isfinite(spatial[rows]).all() and len(np.unique(spatial[rows], axis=0)) >= n_splits:
-        return spatial_folds(spatial[rows], section, n_splits, task.seed)
-    return random_folds(None, rows.size, n_splits, task.seed)
+    return tissue_folds(section[rows], None if spatial is None else spatial[rows], N_SPLITS, task.seed)

@@ -20,12 +20,13 @@ from stfuse.tl._predictors_expression import Expression
 
 @dataclass(frozen=True)
 class Neighbors:
-    """How many neighbours are averaged, and with which weights."""
+    """How many neighbours are averaged, with which weights, and by which of the reference's codes they are found."""
 
     n_neighbors: int = 50
     weights: str = "cosine"
     temperature: float = 0.1
     approximate: bool | None = None
+    reference_view: str = "both"
 
 
 @dataclass(frozen=True)

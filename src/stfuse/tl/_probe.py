@@ -9,11 +9,11 @@ import pandas as pd
 
 from stfuse import _keys, _read, _record
 from stfuse._check import check_flag, check_number, check_seed, check_target, check_text
+from stfuse._folds import group_folds, random_folds, spatial_folds
 from stfuse._labels import read_classes
 from stfuse._log import warn
 from stfuse._progress import progress
 from stfuse.metrics import macro_f1, micro_f1, r2
-from stfuse.tl._folds import group_folds, random_folds, spatial_folds
 from stfuse.tl._heads import Head, fit_predict
 
 MODELS = ("linear", "logistic")

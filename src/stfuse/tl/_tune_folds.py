@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stfuse.tl._folds import group_folds
+from stfuse._folds import group_folds
 
 TASKS = ("multi-donor", "single-donor")
 

@@ -29,6 +29,8 @@ def umpire(
     adapter_dim: int = 128,
     adapter_weight: float = 0.2,
     temperature: float = 0.2,
+    init: Literal["linear", "random"] = "linear",
+    context: bool = True,
     tokens_key: str | None = None,
     image_encoder: nn.Module | None = None,
     gene_encoder: Any = None,
@@ -83,6 +85,13 @@ def umpire(
         Width of the bottleneck of the adapters, and the share w of what they add: (1 - w) x + w ReLU(W2 ReLU(W1 x)).
     temperature
         Where the learnt temperature of the contrastive losses starts; it stays above 0.01.
+    init
+        Where training starts. `"linear"`: at a linear solution, a canonical correlation of each view's principal components, regularised
+        by a penalty that predicts held-out sections or blocks of tissue best; training has to beat it on held-out pairs, else it is the
+        result. `"random"`: at random weights. Always random with encoders.
+    context
+        Whether the mean of each view over an observation and its six nearest in the section is read beside it. Not without
+        coordinates for every observation in `obsm["spatial"]`, nor with encoders.
     tokens_key
         Key of gene tokens in `obsm` (:func:`stfuse.pp.rank_tokens`), n x length, 0 fills up; they take the place of
         `obsm[rna_key]` and are read by `gene_encoder`. A row of zeros = no RNA there.
@@ -186,6 +195,8 @@ def umpire(
             "adapter_dim": adapter_dim,
             "adapter_weight": adapter_weight,
             "temperature": temperature,
+            "init": init,
+            "context": context,
             "image_encoder": image_encoder,
             "gene_encoder": gene_encoder,
         },

@@ -27,6 +27,7 @@ class BagPlan(Plan):
     """Weighted cross-entropy of the slides of a batch."""
 
     module: ABMIL
+    score_name = "held_out_loss"
     batches: BagBatches | None
     labels: Tensor
     weights: Tensor
@@ -56,10 +57,6 @@ class BagPlan(Plan):
     def watched(self) -> bool:
         """Tell whether slides are held out."""
         return self.held_out_slides.numel() > 0
-
-    def verdict(self) -> dict[str, float]:
-        """Held-out loss, where slides are held out."""
-        return {"held_out_loss": float(self.held_out().mean())} if self.watched() else {}
 
     @torch.no_grad()
     def held_out(self) -> np.ndarray:

@@ -48,21 +48,16 @@ class KeepBest(Callback):
         self.best_epoch = 0
         self.state: dict[str, Tensor] | None = None
 
-    @staticmethod
-    def _scores(trainer: lp.Trainer, plan: Plan) -> Any:
-        """Scores of the first process, so that all stop at the same epoch."""
-        return trainer.strategy.broadcast(plan.held_out())
-
     def on_train_start(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
         """Score the start: training has to beat it."""
         if isinstance(pl_module, Plan):
-            self.start = self.best = self._scores(trainer, pl_module)
+            self.start = self.best = pl_module.scores()
 
     def on_train_epoch_end(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
         """Compare, keep, stop."""
         if not isinstance(pl_module, Plan):
             return
-        scores = self._scores(trainer, pl_module)
+        scores = pl_module.scores()
         epoch = trainer.current_epoch + 1
         if scores.mean() < self.best.mean():
             self.best, self.best_epoch = scores, epoch

@@ -124,13 +124,13 @@ class GraphPlan(Plan):
     """Hide values everywhere in a block and predict those of its own rows from what is left."""
 
     module: GraphAttention
+    score_name = "held_out_masked"
 
     def __init__(
         self, module: GraphAttention, graph: ExpressionGraph, held_out: np.ndarray, settings: MaskSettings, seed: int
     ) -> None:
         super().__init__(module)
         self.graph, self.rows, self.settings, self.seed = graph, held_out, settings, seed
-        self._scored: tuple[int, np.ndarray] | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; without decay it is Adam."""
@@ -154,21 +154,14 @@ class GraphPlan(Plan):
         """Tell whether observations are held out."""
         return len(self.rows) > 0
 
-    def verdict(self) -> dict[str, float]:
-        """Held-out error, where observations are held out."""
-        return {"held_out_masked": float(self.held_out().mean())} if self.watched() else {}
-
     @torch.no_grad()
     def held_out(self) -> np.ndarray:
         """Mean error of each held-out observation at values that are hidden, the same ones each time."""
-        if self._scored is not None and self._scored[0] == self.global_step:
-            return self._scored[1]
         was_training = self.module.training
         self.module.eval()
         generator = torch.Generator().manual_seed(self.seed)
         scores = np.concatenate([self._score(part, generator) for part in self._parts()])
         self.module.train(was_training)
-        self._scored = self.global_step, scores
         return scores
 
     def _parts(self) -> list[np.ndarray]:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning.pytorch as lp
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stfuse.module.cameo import AnchoredTranslator, Translator
 from stfuse.module.clip import TwoTowers
+from stfuse.module.linear_start import nearest_mean
 from stfuse.module.losses import (
     CriticKind,
     alignment,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.core.optimizer import LightningOptimizer
 
 POOL = 1_000
+KNOWN = 5_000  # training pairs among which held-out ones look for neighbours
 CHUNK = 16_384  # rows of features coded at once
 ENCODED = 128  # crops or token lists coded at once
 SCALED = {"contrastive": info_nce, "infonce": one_way_nce, "bleep": soft_target_nce}
@@ -41,6 +44,7 @@ class Plan(lp.LightningModule):
     """What every plan shares: a module, batches dealt to the processes, and running means of the losses."""
 
     module: nn.Module
+    score_name: str  # of the mean held-out score in an epoch's record, where something is held out
     some_rest: bool = False  # whether a step leaves some parameters out, which several processes have to be told
 
     def __init__(self, module: nn.Module) -> None:
@@ -50,6 +54,7 @@ class Plan(lp.LightningModule):
         self.epochs: list[dict[str, float]] = []
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._scored: tuple[int, Any] | None = None
 
     def on_fit_start(self) -> None:
         """Bring the data to where the module is, once, and take this process's share of the batches."""
@@ -64,10 +69,6 @@ class Plan(lp.LightningModule):
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def verdict(self) -> dict[str, float]:
-        """What an epoch's record holds beside the losses."""
-        return {}
-
     def watched(self) -> bool:
         """Tell whether something is held out on which `held_out` scores the module."""
         return False
@@ -76,9 +77,17 @@ class Plan(lp.LightningModule):
         """Score what is held out: an array, lower is better. Of it the mean decides which epoch is kept."""
         raise NotImplementedError(f"{type(self).__name__} holds nothing out.")
 
+    def scores(self) -> Any:
+        """What `held_out` says in the first process, so that all stop at the same epoch; asked for once after a step."""
+        if self._scored is None or self._scored[0] != self.global_step:
+            self._scored = self.global_step, self.trainer.strategy.broadcast(self.held_out())
+        return self._scored[1]
+
     def on_train_epoch_end(self) -> None:
-        """Write the epoch's means."""
-        row = {name: float(value) / self._counts[name] for name, value in self._sums.items()} | self.verdict()
+        """Write the epoch's means, and what is held out says of it."""
+        row = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+        if self.watched():
+            row[self.score_name] = float(self.scores().mean())
         # all processes tell the story of the first one, so that they write the same record
         self.epochs.append(self.trainer.strategy.broadcast(row))
         self._sums, self._counts = {}, {}
@@ -93,6 +102,7 @@ class FusionPlan(Plan):
     """What the plans on pairs share: the verdict of held-out pairs."""
 
     module: TwoTowers | AlignedViews | Translator
+    score_name = "held_out_rank"
     chunk: int = CHUNK
 
     def __init__(self, module: TwoTowers | AlignedViews | Translator, data: ViewTensors, seed: int) -> None:
@@ -103,10 +113,6 @@ class FusionPlan(Plan):
         """Take the data to the device with the batches that index them."""
         super().on_fit_start()
         self.tensors = self.batches.data if isinstance(self.batches, StepBatches) else self.tensors.to(self.device)
-
-    def verdict(self) -> dict[str, float]:
-        """Held-out score, where pairs are held out."""
-        return {"held_out_rank": float(self.held_out().mean())} if self.watched() else {}
 
     def watched(self) -> bool:
         """Tell whether pairs are held out."""
@@ -124,21 +130,25 @@ class FusionPlan(Plan):
             others = data.rows(view)
             others = others[~torch.isin(others, rows)].cpu()
             others = others[torch.randperm(others.numel(), generator=generator)[:POOL]].to(rows.device)
-            index = torch.cat([rows, others])
-            parts = [
-                self.module.encode(view, self.module.native(view, data.of(view)[some])).cpu()
-                for some in index.split(self.chunk)
-            ]
-            codes[view] = torch.cat(parts).double().numpy()
+            codes[view] = self._coded(view, torch.cat([rows, others])).double().numpy()
         self.module.train(was_training)
         own = torch.arange(rows.numel()).numpy()
         n = rows.numel()
         forth = rank_score(codes["image"][:n], codes["rna"], own)
         return 0.5 * (forth + rank_score(codes["rna"][:n], codes["image"], own))
 
+    def _coded(self, view: str, rows: Tensor) -> Tensor:
+        """Codes of rows, on the CPU."""
+        x = self.tensors.of(view)
+        parts = [self.module.encode(view, self.module.native(view, x[some])).cpu() for some in rows.split(self.chunk)]
+        return torch.cat(parts)
+
 
 class JointPlan(FusionPlan):
     """Alignment of pairs with one optimiser; the losses of several devices are one loss of all their pairs.
+
+    ``targets`` (n x t), where given, are what held-out pairs are scored by: how well their image code finds rows whose targets
+    are like their own. Without, it is how well they find each other.
 
     ``objective`` is a loss between the codes of pairs, or "reconstruction": RNA features are predicted from the image code,
     and the RNA code learns to meet that of its image, which it does not move. With ``warmup``, a fraction of all steps, the
@@ -157,13 +167,34 @@ class JointPlan(FusionPlan):
         *,
         objective: Objective = "contrastive",
         warmup: float | None = None,
+        targets: np.ndarray | None = None,
     ) -> None:
         super().__init__(module, data, seed)
+        self.targets = targets
+        if targets is not None:
+            self.score_name = "held_out_error"
         self.lr, self.weight_decay, self.objective, self.warmup = lr, weight_decay, objective, warmup
         if isinstance(module, AlignedViews) and len(module.encoders):
             self.chunk = ENCODED
             # an encoder may have a head that its codes do not pass through
             self.some_rest = True
+
+    @torch.no_grad()
+    def held_out(self) -> Any:
+        """Squared error of each held-out pair's targets as its image code predicts them, over that of the mean on average."""
+        if self.targets is None:
+            return super().held_out()
+        was_training = self.module.training
+        self.module.eval()
+        rows, pairs = self.tensors.held_out, self.tensors.pairs
+        pairs = pairs[torch.randperm(pairs.numel(), generator=torch.Generator().manual_seed(self.seed))[:KNOWN]]
+        pool = sum(F.normalize(self._coded(view, pairs), dim=1) for view in ("image", "rna"))
+        query = self._coded("image", rows)
+        self.module.train(was_training)
+        known, truth = self.targets[pairs.cpu().numpy()], self.targets[rows.cpu().numpy()]
+        predicted = nearest_mean(query.double().numpy(), cast("Tensor", pool).double().numpy(), known)
+        floor = np.square(truth - known.mean(axis=0)).sum(axis=1).mean()
+        return np.square(truth - predicted).sum(axis=1) / max(floor, 1e-300)
 
     def configure_optimizers(self) -> Any:
         """AdamW on everything."""

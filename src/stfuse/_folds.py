@@ -75,6 +75,17 @@ def spatial_folds(spatial: np.ndarray, section: np.ndarray, n_splits: int, seed:
     return fold
 
 
+def tissue_folds(section: np.ndarray, spatial: np.ndarray | None, n_splits: int, seed: int) -> np.ndarray:
+    """Whole sections where there are several; else blocks of the tissue, or anything where nothing says where it lies."""
+    n_sections = len(np.unique(section))
+    if n_sections > 1:
+        return group_folds(section, min(n_splits, n_sections))
+    n_splits = min(n_splits, len(section))
+    if spatial is not None and np.isfinite(spatial).all() and len(np.unique(spatial, axis=0)) >= n_splits:
+        return spatial_folds(spatial, section, n_splits, seed)
+    return random_folds(None, len(section), n_splits, seed)
+
+
 def _number(splits: object, n: int) -> np.ndarray:
     fold = np.empty(n, dtype=np.int64)
     for i, (_, test) in enumerate(splits):  # type: ignore[arg-type, var-annotated]

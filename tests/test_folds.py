@@ -1,0 +1,25 @@
+"""Folds of tissue: sections, blocks, or anything."""
+
+import numpy as np
+
+from stfuse._folds import tissue_folds
+
+
+def test_sections_stay_whole():
+    section = np.repeat([0, 1, 2], 20)
+    fold = tissue_folds(section, np.random.default_rng(0).random((60, 2)), 5, 0)
+    assert len(np.unique(fold)) == 3
+    assert all(len(np.unique(fold[section == s])) == 1 for s in range(3))
+
+
+def test_one_section_falls_into_blocks():
+    xy = np.stack(np.meshgrid(np.arange(10.0), np.arange(10.0)), -1).reshape(-1, 2)
+    fold = tissue_folds(np.zeros(100, int), xy, 4, 0)
+    sizes = [np.ptp(xy[fold == f], axis=0).max() for f in range(4)]
+    assert len(np.unique(fold)) == 4 and max(sizes) < 9
+
+
+def test_without_places_anything():
+    for xy in (None, np.full((30, 2), np.nan), np.zeros((30, 2))):
+        fold = tissue_folds(np.zeros(30, int), xy, 5, 0)
+        assert sorted(np.bincount(fold)) == [6] * 5
