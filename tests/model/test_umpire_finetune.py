@@ -221,6 +221,22 @@ def test_tokens_of_counts_and_the_visiumformer():
         model.codes(other)
 
 
+def test_a_gene_encoder_knows_its_vocabulary():
+    adata, other = counted(60), counted(60, 3)
+    stfuse.pp.rank_tokens(adata, n_tokens=8)
+    genes = stfuse.tl.visiumformer(
+        adata, d_model=8, n_layers=1, n_heads=2, d_ff=8, context=8, max_epochs=1, return_model=True
+    )
+    stfuse.pp.rank_tokens(other, n_tokens=8)
+    with pytest.raises(
+        ValueError, match=r"those that gene_encoder was trained on \(12 genes\).*gene_means=gene_encoder"
+    ):
+        run(other, gene_encoder=genes)
+    assert "X_umpire" not in other.obsm
+    stfuse.pp.rank_tokens(other, n_tokens=8, gene_means=genes.gene_means)
+    run(other, gene_encoder=genes)
+
+
 def test_an_encoder_that_is_a_model_of_stfuse():
     adata = counted()
     stfuse.pp.rank_tokens(adata, n_tokens=8)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stfuse import _keys
 from stfuse._check import check_flag, check_number
 from stfuse._raw import CROPS
+from stfuse._tokens import Vocabulary
 from stfuse._views import Views
 from stfuse.model._alignment import Alignment, align, presence, unit_codes
 from stfuse.model._base import Codes, FusionModel, pick
@@ -126,6 +127,9 @@ class UMPIRE(FusionModel):
             context=context,
         )
         self.encoders_ = _encoders(image_encoder, gene_encoder)
+        self.known_genes_: Vocabulary | None = getattr(
+            gene_encoder, "vocabulary_", None
+        )  # of a model that reads tokens
         _check_choice(mode, objective, self.encoders_)
         self.widths_: dict[str, int] = {}  # of what the projections get
         self.crop_shape_: list[int] | None = None
@@ -271,6 +275,13 @@ class UMPIRE(FusionModel):
             )
         if "rna" in views.raw and "rna" not in self.encoders_:
             raise ValueError("tokens_key= needs an encoder that reads them: pass mode='finetune' and gene_encoder=.")
+        known, given = self.known_genes_, views.vocabulary
+        if known is not None and given is not None and known.digest != given.digest:
+            raise ValueError(
+                f"The tokens in obsm[{keys['tokens_key']!r}] are of another vocabulary ({len(given)} genes) or other means than those "
+                f"that gene_encoder was trained on ({len(known)} genes): call stfuse.pp.rank_tokens(data, "
+                f"gene_means=gene_encoder.gene_means, key_added={keys['tokens_key']!r}) first."
+            )
         has = presence(views)
         self.widths_ = {
             v: _output_width(v, self.encoders_[v], views.raw[v], has[v])
