@@ -101,6 +101,13 @@ def gat_nb(adata: AnnData, section: str | None, seed: int) -> str:
     return "X_gat"
 
 
+def visiumformer(adata: AnnData, section: str | None, seed: int) -> str:
+    """A small transformer on ranked genes, trained on these sections alone."""
+    stfuse.pp.rank_tokens(adata)
+    stfuse.tl.visiumformer(adata, seed=seed, progress=False)
+    return "X_visiumformer"
+
+
 ENCODERS = {
     "log expression, 1,500 genes": floor,
     "PCA, 30": pca,
@@ -108,8 +115,9 @@ ENCODERS = {
     "scVI, 10": scvi,
     "GAT": gat,
     "GAT, negative binomial": gat_nb,
+    "Visiumformer, small": visiumformer,
 }
-RANDOM = {"scVI, 10", "GAT", "GAT, negative binomial"}
+RANDOM = {"scVI, 10", "GAT", "GAT, negative binomial", "Visiumformer, small"}
 
 
 def score(tissue: Tissue, encoder: str, seed: int) -> list[dict]:

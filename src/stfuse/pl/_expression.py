@@ -31,6 +31,8 @@ from stfuse.pl._spatial import NARROW, chosen_sections, draw_circles
 from stfuse.pl._tissue import Section, draw_section, read_tissue, windows
 
 NAME = 0.24  # inches for the name of a row
+FEW = 3  # genes of one section
+TALL, SMALLEST = 11, 0.6  # inches of all rows, above which panels shrink, to this share of their width at most
 
 
 class Pair(NamedTuple):
@@ -67,8 +69,8 @@ def expression(
 ) -> list[Axes]:
     """Draw true and predicted expression on the tissue, and write how well they correlate.
 
-    One section: a row for each gene, truth on the left and prediction on the right. Several sections stand side by side, with two
-    rows for each gene, truth above prediction. The title of each prediction is its gene's Pearson correlation over the
+    One section: truth on the left and prediction on the right, a row for each gene or, of more than three, two genes in a row. Several
+    sections stand side by side, with two rows for each gene, truth above prediction. The title of each prediction is its gene's Pearson correlation over the
     observations drawn in that section, not defined where the truth is constant.
 
     Counts (whole numbers, none negative) are drawn as log1p of 10,000 an observation, whichever of the two holds them; everything
@@ -108,7 +110,7 @@ def expression(
         Ends of the colour scales: numbers, or percentiles such as `"p99"`. None: smallest and largest value in the
         sections drawn.
     ncols
-        Sections in a row.
+        Panels in a row.
     legend
         Whether to draw colour bars.
     figsize
@@ -285,17 +287,22 @@ class _Figure:
         self.sections, self.pairs, self.correlations = sections, pairs, correlations
         self.alone = len(sections) == 1
         self.lines = [range(start, min(start + ncols, len(sections))) for start in range(0, len(sections), ncols)]
-        self.ncols = 2 if self.alone else ncols
+        self.ncols = ncols
+        if self.alone:
+            # truth and prediction stay beside each other; a few genes stand below each other
+            self.ncols = max(ncols - ncols % 2, 2) if len(pairs) > FEW else 2
         # truth and prediction side by side on one scale need one bar
         self.bars = (legend and not (shared and self.alone), legend)
 
     def draw(self, figsize: Any, alpha_img: float, style: dict[str, float]) -> list[Axes]:
         """Draw all; the axes of each gene's truth come before those of its prediction."""
         frames, ratio = windows(self.sections)
-        height = NARROW * ratio
+        n_rows = -(-2 * len(self.pairs) // self.ncols) if self.alone else 2 * len(self.pairs) * len(self.lines)
+        width = NARROW * min(1, max(SMALLEST, TALL / (n_rows * NARROW * ratio)))
+        height = width * ratio
         rows = [(number, line, kind) for number in range(len(self.pairs)) for line in self.lines for kind in (0, 1)]
         blocks = [Block(len(line), self._room(number, kind, height)) for number, line, kind in rows]
-        groups = place(blocks, (NARROW, height), self.ncols, figsize, names=0.0 if self.alone else NAME)
+        groups = place(blocks, (width, height), self.ncols, figsize, names=0.0 if self.alone else NAME)
         ordered: dict[tuple[int, int], list[Axes]] = {}
         for (number, line, kind), panels in zip(rows, groups, strict=True):
             pair = self.pairs[number]
