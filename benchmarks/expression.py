@@ -1,8 +1,9 @@
 """Expression from histology: every registered predictor on tissue that it has not seen.
 
 ``python expression.py --out expression.csv`` computes (``--only B4 --methods umpire ridge`` a part of it), ``--report expression.csv`` prints the
-tables. Folds are the four sections of the mouse olfactory bulb, and the four quadrants of the section B4 of her2st with crops of its
-full-resolution image (``STFUSE_DATA`` names the folder that holds it). Genes are chosen on the training part of each fold.
+tables. Folds are the four sections of the mouse olfactory bulb, and the four quadrants of sections that ``STFUSE_DATA`` holds: B4 of her2st
+with crops of its full-resolution image, A1 of her2st, and one of DLPFC with an image of 600 pixels. Genes are chosen on the training
+part of each fold. Nothing in the package was chosen on the last two.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ from stfuse._neighbors import neighborhood_mean
 
 ENCODERS = ("texture", "efficientnet-lite0")
 SEEDS = (0, 1, 2)
+# sections of which one quadrant at a time is left out, and the image's file where it is not in the object
+QUADRANTS = {
+    "B4": ("her2st/her2st_B4.h5ad", "her2st/her2st_B4_fullres.jpg"),
+    "A1": ("her2st/her2st_A1.h5ad", None),
+    "DLPFC": ("dlpfc/dlpfc_151673.h5ad", None),
+}
 N_GENES = 50
 # what is trained from random numbers; the others give the same every time
 SEEDED = ("umpire", "clip", "cameo", "bleep", "umpire, alone", "umpire, random start", "umpire, as published")
@@ -57,13 +64,15 @@ def folds(encoder: str, only: list[str] | None) -> Iterator[tuple[str, int, AnnD
         for fold, section in enumerate(adata.obs["section"].cat.categories):
             yield ("MOB", fold, *parted(adata, (adata.obs["section"] == section).to_numpy()), "section")
     folder = os.environ.get("STFUSE_DATA")
-    if folder is not None and (not only or "B4" in only):
-        adata = read_h5ad(Path(folder) / "her2st/her2st_B4.h5ad")
-        image = Path(folder) / "her2st/her2st_B4_fullres.jpg"
-        stfuse.pp.image_features(adata, encoder, image=image, progress=False)
+    for name, (file, image) in QUADRANTS.items():
+        if folder is None or (only and name not in only):
+            continue
+        adata = read_h5ad(Path(folder) / file)
+        more = {} if image is None else {"image": Path(folder) / image}
+        stfuse.pp.image_features(adata, encoder, **more, progress=False)
         right, low = (adata.obsm["spatial"][:, :2] > np.median(adata.obsm["spatial"][:, :2], axis=0)).T
         for fold in range(4):
-            yield ("B4", fold, *parted(adata, (2 * right + low) == fold), None)
+            yield (name, fold, *parted(adata, (2 * right + low) == fold), None)
 
 
 def parted(adata: AnnData, test: np.ndarray) -> tuple[AnnData, AnnData]:
@@ -145,7 +154,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--report", type=Path)
-    parser.add_argument("--only", nargs="*", choices=("MOB", "B4"))
+    parser.add_argument("--only", nargs="*", choices=("MOB", *QUADRANTS))
     parser.add_argument("--methods", nargs="*")
     parser.add_argument("--encoders", nargs="*", default=ENCODERS)
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
