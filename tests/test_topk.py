@@ -110,6 +110,12 @@ def test_index_finds_nearly_all(monkeypatch):
     assert (np.diff(found.similarity, axis=1) <= 0).all()
     again = top_k(query, reference, 10, approximate=True)
     np.testing.assert_array_equal(found.index, again.index)
+    # codes without structure, the hardest case
+    query, reference = rng.normal(size=(100, 64)), rng.normal(size=(3000, 64))
+    pairs = zip(top_k(query, reference, 5, approximate=True).index, top_k(query, reference, 5).index, strict=True)
+    assert np.mean([np.isin(a, b).mean() for a, b in pairs]) > 0.75
+    query, reference = reference[:200], reference
+    found = top_k(query, reference, 10, approximate=True)
     # the index is what very many references are looked up in, unless told otherwise
     monkeypatch.setattr(_topk, "MANY", 2999)
     np.testing.assert_array_equal(top_k(query, reference, 10).index, found.index)

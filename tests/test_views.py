@@ -593,3 +593,19 @@ def test_blocks_of_rows_are_counted_as_one():
     array[4, 7] = np.inf
     with pytest.raises(ValueError, match="row 4, column 7"):
         _read.check_values(array, "x")
+
+
+def test_regions_of_a_table_are_sections(caplog):
+    adata = ad.AnnData(obs=pd.DataFrame({"region": pd.Categorical(["a", "a", "b", "b"])}, index=list("wxyz")))
+    adata.obsm["X_image"] = adata.obsm["X_pca"] = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    adata.uns["spatialdata_attrs"] = {"region": ["a", "b"], "region_key": "region", "instance_key": "id"}
+    views = read_views(adata)
+    assert views.library_key == "region" and views.sections == ["a", "b"]
+    assert read_views(adata[:2].copy()).library_key is None
+
+
+def test_groups_that_are_whole_numbers():
+    whole, pointed = (_read.read_codes(pd.Series(v), "b", "batch_key") for v in ([1, 2, 1], [1.0, 2.0, 1.0]))
+    assert whole[1] == pointed[1] == ["1", "2"]
+    np.testing.assert_array_equal(whole[0], pointed[0])
+    assert _read.read_codes(pd.Series([0.5, 1.0]), "b", "batch_key")[1] == ["0.5", "1.0"]

@@ -268,7 +268,7 @@ def find_library_key(data: Any, table_key: str | None = None) -> str | None:
     box = container(data, table_key)
     libraries = _libraries(box)
     if len(libraries) < 2:
-        return None
+        return None if libraries else _region_column(box)
     names = set(libraries)
     columns = list(box.obs.columns)
     if is_mudata(box):
@@ -283,10 +283,25 @@ def find_library_key(data: Any, table_key: str | None = None) -> str | None:
     )
 
 
+def _region_column(box: Container) -> str | None:
+    """Column that says which element of a SpatialData each row of its table lies in, where there are several.
+
+    Each has coordinates of its own.
+    """
+    attributes = box.uns.get("spatialdata_attrs")
+    key = attributes.get("region_key") if isinstance(attributes, Mapping) else None
+    if key is None or key not in box.obs or box.obs[key].nunique() < 2:
+        return None
+    logger.info("library_key=%r is used: its values are the %d regions of the table", key, box.obs[key].nunique())
+    return str(key)
+
+
 def read_codes(column: pd.Series, key: str, role: str) -> tuple[np.ndarray, list[str]]:
     """Read a column of groups as codes 0..s-1 and their names; a missing value is refused."""
     if column.isna().any():
         raise ValueError(f"obs[{key!r}] ({role}) has {int(column.isna().sum())} missing value(s): fill them first.")
+    if pd.api.types.is_float_dtype(column.dtype) and (column == column.round()).all():
+        column = column.astype("Int64")  # whole numbers that were stored with a point are the same groups
     categories = pd.Categorical(column.astype(str))
     return categories.codes.astype(np.int64), [str(c) for c in categories.categories]
 

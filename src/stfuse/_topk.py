@@ -19,6 +19,8 @@ QUERIES, REFERENCES = 1024, 16_384
 GROUP = 32
 # Above so many references an index that may miss a few is used on a CPU, unless told otherwise.
 MANY = 1_000_000
+# The index is asked for so many times the neighbours that are wanted; the best by exact similarity are kept.
+WIDER = 4
 
 
 @dataclass(frozen=True)
@@ -137,16 +139,18 @@ def _indexed(query: np.ndarray, reference: np.ndarray, k: int, seed: int) -> Nea
 
     references = unit_rows(reference).numpy()
     index = NNDescent(references, metric="cosine", n_neighbors=max(30, k), random_state=seed)
-    found, _ = index.query(unit_rows(query).numpy(), k=k, epsilon=0.2)
+    # more than are asked for, as many of the nearest are found late
+    found, _ = index.query(unit_rows(query).numpy(), k=min(WIDER * k, len(reference)), epsilon=0.2)
     similarity = np.empty(found.shape, np.float32)
-    step = max(1, QUERIES * GROUP // k)
+    step = max(1, QUERIES * GROUP // found.shape[1])
     for start in range(0, len(query), step):
         rows = slice(start, start + step)
         near = references[np.maximum(found[rows], 0)]
         similarity[rows] = np.einsum("qd,qkd->qk", unit_rows(query[rows]).numpy(), near)
-    order = np.lexsort((found, -similarity), axis=1)
+    similarity[found < 0] = -np.inf
+    order = np.lexsort((found, -similarity), axis=1)[:, :k]
     nearest = Nearest(np.take_along_axis(similarity, order, 1), np.take_along_axis(found, order, 1).astype(np.int64))
-    short = np.flatnonzero((found < 0).any(1))
+    short = np.flatnonzero((found >= 0).sum(1) < k)
     if short.size:  # the index found fewer than k
         exact = _exact(query[short], reference, k, "cpu")
         nearest.similarity[short], nearest.index[short] = exact.similarity, exact.index

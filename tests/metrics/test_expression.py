@@ -198,3 +198,16 @@ def test_genes_of_a_real_section_lie_in_space():
 def test_genes_of_bad_input(counts, arguments, error, match):
     with pytest.raises(error, match=match):
         top_genes(**{"expression": counts, "n_genes": 5, **arguments})
+
+
+def test_data_frames_have_to_say_the_same():
+    rng = np.random.default_rng(0)
+    true = pd.DataFrame(rng.normal(size=(8, 3)), columns=list("abc"), index=list("stuvwxyz"))
+    pred = true + rng.normal(size=(8, 3))
+    expected = gene_pearson(true.to_numpy(), pred.to_numpy())
+    np.testing.assert_allclose(gene_pearson(true, pred), expected)
+    np.testing.assert_allclose(gene_pearson(true, pred.to_numpy()), expected)
+    with pytest.raises(ValueError, match=r"different genes \(columns\), or in another order: call values_pred.loc"):
+        gene_pearson(true, pred[["b", "a", "c"]])
+    with pytest.raises(ValueError, match=r"different observations \(index\)"):
+        gene_pearson(true, pred.iloc[::-1])

@@ -254,3 +254,25 @@ def test_held_out_pairs_are_scored_by_what_is_predicted(small):
     floor = ((targets[100:] - targets[:100].mean(0)) ** 2).sum(1).mean()
     np.testing.assert_allclose(found, np.array(expected) / floor, rtol=1e-3)
     assert "held_out_error" in model.history
+
+
+def test_a_tiny_section_changes_nothing_for_the_others(small):
+    views = fit(small.copy(), max_epochs=1)._views(None)
+    section = views.section.copy()
+    section[:3] = 1
+    pairs, held_out = split_tissue(replace(views, section=section, sections=["a", "b"]), 0.3, 0)
+    np.testing.assert_array_equal(np.union1d(pairs, held_out), np.arange(150))
+    assert held_out.size == pytest.approx(45, abs=1)
+    near = section_neighbors(views.spatial, section, 6)[held_out[held_out > 2]]
+    assert np.isin(near, held_out).mean() > 0.6
+
+
+def test_too_few_pairs_to_judge_leave_the_start(two_views):
+    adata = two_views(40)
+    model = fit(adata, max_epochs=5)
+    start = fit(adata, lr=1e-12, max_epochs=1, validation_fraction=0.0)
+    np.testing.assert_allclose(model.codes().fused, start.codes().fused, atol=1e-5)
+    assert not model.history
+    blind = fit(adata, max_epochs=5, validation_fraction=0.0)
+    assert len(blind.history["contrastive"]) == 5
+    assert not np.allclose(blind.codes().fused, start.codes().fused, atol=1e-2)

@@ -118,3 +118,13 @@ def test_standard_views_are_sklearns(features):
     np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4)
     np.testing.assert_allclose(views.features("image", ours).numpy(), features, atol=1e-4)
     np.testing.assert_allclose(views.standard("rna", torch.from_numpy(constant)).numpy(), 0, atol=1e-6)
+
+
+def test_a_feature_that_was_constant_counts_nowhere(features):
+    views = StandardViews(12, 3)
+    fitted, later = features.copy(), features.copy()
+    fitted[:, 4], later[:, 4] = 2, 1000
+    views.fit_moments("image", fitted, np.arange(400))
+    assert not views.standard("image", torch.from_numpy(later))[:, 4].any()
+    back = views.features("image", views.standard("image", torch.from_numpy(fitted)))
+    np.testing.assert_allclose(back.numpy(), fitted, atol=1e-4)

@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 import stfuse
 from stfuse.tl import _predictors
+from stfuse.tl._predictors_fused import model_codes
 from stfuse.tl._predictors_neighbors import neighbor_weights
 from stfuse.tl._predictors_ridge import PENALTIES
 
@@ -546,3 +547,74 @@ def test_a_model_that_reads_crops(pair):
     reference.obsm["X_r"] = reference.obsm["X_umpire_image"] + reference.obsm["X_umpire_rna"]
     named = stfuse.tl.predict_expression(bare, reference, use_rep=("X_q", "X_r"), n_neighbors=5, device="cpu")
     np.testing.assert_allclose(predicted.X, named.X, atol=1e-4)
+
+
+def test_sections_of_a_query_that_the_reference_knows_nothing_of():
+    """Neighbours are looked for inside a section, also where only the object says that there are several."""
+    adata = stfuse.datasets.synthetic_tissue(240, 3, n_genes=40, n_image_features=16, seed=1)
+    adata.obs["library_id"] = adata.obs.pop("section").astype(str)
+    names = adata.obs["library_id"].unique()
+    for name in names:
+        rows = (adata.obs["library_id"] == name).to_numpy()
+        adata.obsm["spatial"][rows] -= adata.obsm["spatial"][rows].min(0)
+    reference = adata[adata.obs["library_id"] == names[0]].copy()
+    query = adata[adata.obs["library_id"] != names[0]].copy()
+    query.uns["spatial"] = {name: {} for name in names[1:]}
+    model = stfuse.tl.umpire(reference, max_epochs=1, embed_dim=16, return_model=True)
+    together = stfuse.tl.predict_expression(query, reference, model=model, n_neighbors=10)
+    for name in names[1:]:
+        rows = (query.obs["library_id"] == name).to_numpy()
+        alone = query[rows].copy()
+        del alone.uns["spatial"]
+        apart = stfuse.tl.predict_expression(alone, reference, model=model, n_neighbors=10)
+        np.testing.assert_allclose(together.X[rows], apart.X, atol=1e-4)
+    np.testing.assert_allclose(model_codes(model, query, "image", "query", None), model.codes(query).image, atol=1e-5)
+    del query.uns["spatial"]
+    with pytest.warns(UserWarning, match="lie exactly where another one lies"):
+        stfuse.tl.predict_expression(query, reference, model=model, n_neighbors=10)
+
+
+def test_image_features_beside_the_modalities(pair):
+    query, reference = pair
+    model = stfuse.tl.clip(reference, max_epochs=2, return_model=True, library_key="section")
+    expected = stfuse.tl.predict_expression(query, reference, model=model)
+    image = reference[:, :0].copy()
+    rna = reference.copy()
+    for modality in (image, rna):
+        del modality.obsm["X_image"]
+    both = mudata.MuData({"image": image, "rna": rna})
+    both.obs["section"] = reference.obs["section"]
+    both.obsm["X_image"] = reference.obsm["X_image"]
+    found = stfuse.tl.predict_expression(query, both, model=model)
+    np.testing.assert_allclose(found[:, expected.var_names].X, expected.X, atol=1e-4)
+    assert found.uns["predicted"]["params"]["reference_view"] == "both"
+    nothing = reference.copy()
+    nothing.obsm["X_image"][:] = np.nan
+    bare = reference.copy()
+    del bare.obsm["X_image"]
+    by_rna = [stfuse.tl.predict_expression(query, r, model=model) for r in (nothing, bare)]
+    np.testing.assert_allclose(by_rna[0].X, by_rna[1].X, atol=1e-5)
+    assert by_rna[0].uns["predicted"]["params"]["reference_view"] == "rna"
+
+
+def test_nothing_is_left_of_an_earlier_run(pair):
+    query, reference = pair
+    stfuse.tl.predict_expression(query, reference, method="image-knn")
+    later = stfuse.tl.predict_expression(query, reference, method="ridge")
+    assert not {"predicted_uncertainty", "predicted_unmatched"} & {*later.obs, *query.obs}
+    assert "reference_view" not in later.uns["predicted"]["params"]
+
+
+def test_the_record_says_what_was_found(pair):
+    query, reference = pair
+    del query.obsm["spatial"]
+    call = {"method_params": QUICK["umpire"], "library_key": "section", "approximate": False}
+    found = stfuse.tl.predict_expression(query, reference, **call).uns["predicted"]
+    assert found["found"]["library_key"] == "section" and found["found"]["context"] is False
+    assert found["found"]["report"]["penalty"] > 0
+    assert found["params"]["approximate"] is False
+
+
+def test_encoders_are_trained_first(pair):
+    with pytest.raises(ValueError, match="method_params of 'umpire' has no 'image_encoder'"):
+        stfuse.tl.predict_expression(*pair, method_params={"image_encoder": None})

@@ -52,7 +52,7 @@ def gene_pearson(values_true: Any, values_pred: Any, *, groups: Any = None) -> n
     Raises
     ------
     ValueError
-        If the shapes differ, values are infinite, or groups are missing.
+        If the shapes differ, two data frames have other rows or columns, values are infinite, or groups are missing.
 
     Notes
     -----
@@ -70,6 +70,7 @@ def gene_pearson(values_true: Any, values_pred: Any, *, groups: Any = None) -> n
     >>> stfuse.metrics.gene_pearson(true, predicted)
     array([ 1.,  0., nan])
     """
+    _check_labels(values_true, values_pred)
     true, pred = _rows_of(values_true, "values_true"), _rows_of(values_pred, "values_pred")
     if true.shape != pred.shape:
         raise ValueError(
@@ -170,8 +171,22 @@ def _whole(values: np.ndarray) -> bool:
     return True
 
 
+def _check_labels(true: Any, pred: Any) -> None:
+    """Refuse data frames of which rows or columns stand for something else at the same place."""
+    if not (isinstance(true, pd.DataFrame) and isinstance(pred, pd.DataFrame)) or true.shape != pred.shape:
+        return
+    for axis, what in (("columns", "genes"), ("index", "observations")):
+        if not getattr(true, axis).equals(getattr(pred, axis)):
+            raise ValueError(
+                f"values_true and values_pred are data frames with different {what} ({axis}), or in another order: call "
+                "values_pred.loc[values_true.index, values_true.columns]."
+            )
+
+
 def _rows_of(values: Any, name: str) -> Any:
     """Take a matrix of numbers of which rows can be read."""
+    if hasattr(values, "compute"):
+        values = values.compute()
     if isinstance(values, pd.DataFrame):
         values = values.to_numpy()
     elif issparse(values):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from stfuse import _keys
 from stfuse._views import Views
 from stfuse.model._base import Codes, fill_other, masked
-from stfuse.model._training import split_pairs, split_tissue, tensors_of, verdict
+from stfuse.model._training import MIN_HELD_OUT, split_pairs, split_tissue, tensors_of, verdict
 from stfuse.train._fit import fit
 from stfuse.train._plans import CHUNK, ENCODED, JointPlan
 
@@ -68,11 +68,15 @@ def align(
     """Train a fresh module of the model on the pairs; return the one of the best epoch, and the history.
 
     With ``targets`` (n x t) blocks of tissue are held out, of which the image has to predict them; without, random pairs, which
-    have to find each other. A linear start that no epoch beats clearly is what is returned, of all pairs.
+    have to find each other. A linear start that no epoch beats clearly, or that too few pairs could judge, is what is returned,
+    of all pairs.
     """
     split = split_pairs if targets is None else split_tissue
     pairs, held_out = split(views, settings.validation_fraction, seed)
     x = inputs(views)
+    if start is not None and settings.validation_fraction and held_out.size < MIN_HELD_OUT:
+        # nothing can tell whether training is better than its start
+        return _start_of_all(model, views, pairs, held_out, start, seed), pd.DataFrame()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = _fresh(model, views, pairs, start)
@@ -101,12 +105,19 @@ def align(
             trainer_kwargs=trainer_kwargs,
         )
     if start is not None and keep is not None and not verdict(keep, model.report_):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            module = _fresh(model, views, np.union1d(pairs, held_out), start).eval()
+        module = _start_of_all(model, views, pairs, held_out, start, seed)
     elif keep is not None and keep.state is not None:
         module.load_state_dict(keep.state)
     return module, history
+
+
+def _start_of_all(
+    model: FusionModel, views: Views, pairs: np.ndarray, held_out: np.ndarray, start: LinearStart, seed: int
+) -> Any:
+    """The start on all pairs, as it is."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _fresh(model, views, np.union1d(pairs, held_out), start)
 
 
 def _fresh(model: FusionModel, views: Views, pairs: np.ndarray, start: LinearStart | None) -> Any:

@@ -23,8 +23,8 @@ def with_neighbors(views: Views) -> Views:
     """Features of each view followed by their mean over the observation and its six nearest in the section."""
     if views.spatial is None:
         raise ValueError(
-            "The model was trained with neighbour context, so it needs obsm['spatial'] of the data to code. Add the "
-            "coordinates, or train with context=False."
+            "The model was trained with neighbour context, so it needs obsm['spatial'] of the data to code, without missing "
+            "coordinates. Add them, or train with context=False."
         )
 
     def wide(x: np.ndarray, has: np.ndarray, spatial: np.ndarray) -> np.ndarray:

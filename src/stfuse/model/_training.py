@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 
 from stfuse._check import check_number
-from stfuse._folds import spatial_folds
 from stfuse._views import Views
 from stfuse.train._batches import ViewTensors
 from stfuse.train._fit import KeepBest
 
 MIN_HELD_OUT = 10
-MIN_BLOCKS = 50  # with fewer pairs a block of tissue is a handful
 GATE = 3.0  # standard errors; the best of many epochs looks better than it is
 MAX_HELD_OUT = 2_000  # more would make the verdict no surer and its similarities large
 
@@ -41,21 +39,23 @@ def split_pairs(views: Views, fraction: float, seed: int) -> tuple[np.ndarray, n
 
 
 def split_tissue(views: Views, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Like `split_pairs`, of blocks: one of every section is held out, for neighbours are so alike that they tell of each other.
+    """Like `split_pairs`, of round pieces of tissue, for neighbours are so alike that they tell of each other.
 
-    Anything is held out where nothing says how the pairs lie.
+    Of every section the pairs around one of them are held out; anything, where nothing says how the pairs lie.
     """
     pairs = np.flatnonzero(views.paired)
-    if fraction == 0 or pairs.size < MIN_BLOCKS or views.spatial is None:
+    if fraction == 0 or views.spatial is None:
         return split_pairs(views, fraction, seed)
-    section, spatial = views.section[pairs], views.spatial[pairs]
-    n_blocks = max(round(1 / fraction), 2, -(-pairs.size // MAX_HELD_OUT))
-    distinct = [len(np.unique(spatial[section == code], axis=0)) for code in np.unique(section)]
-    if min(distinct) < n_blocks:
-        return split_pairs(views, fraction, seed)
-    fold = spatial_folds(spatial, section, n_blocks, seed)
-    held = fold == np.random.default_rng(seed).integers(n_blocks)
-    return pairs[~held], pairs[held]
+    rng = np.random.default_rng(seed)
+    fraction = min(fraction, MAX_HELD_OUT / pairs.size)
+    held = []
+    for code in np.unique(views.section[pairs]):
+        inside = pairs[views.section[pairs] == code]
+        middle = views.spatial[rng.choice(inside)]
+        distance = np.square(views.spatial[inside] - middle).sum(axis=1)
+        held.append(inside[np.argsort(distance, kind="stable")[: round(fraction * inside.size)]])
+    out = np.sort(np.concatenate(held))
+    return np.setdiff1d(pairs, out), out
 
 
 def verdict(keep: KeepBest | None, report: dict[str, float]) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stfuse import _keys
 from stfuse._check import check_flag, check_number
+from stfuse._log import warn
 from stfuse._raw import CROPS
 from stfuse._tokens import Vocabulary
 from stfuse._views import Views
@@ -202,7 +203,8 @@ class UMPIRE(FusionModel):
         warmup
             Fraction of all steps over which the learning rate rises; over the rest it falls to zero as a cosine.
         validation_fraction
-            Fraction of the pairs (2,000 at most) held out to stop on.
+            Fraction of the pairs (2,000 at most) held out to stop on: round pieces of each section, or random pairs with
+            `init="random"` or without coordinates. 0 = train blindly.
         patience
             Epochs without improvement after which training stops.
         seed
@@ -301,6 +303,11 @@ class UMPIRE(FusionModel):
         crops = views.raw.get("image")
         if crops is not None and list(crops.shape[1:]) != self.crop_shape_:
             raise ValueError(f"Crops are {list(crops.shape[1:])}, the model was trained on {self.crop_shape_}.")
+        if self.vocabulary_ is not None and views.vocabulary is None and "rna" in views.raw:
+            warn(
+                "The tokens come without the record of their vocabulary, which stfuse.pp.rank_tokens writes into uns: whether they "
+                "stand for the genes of the training cannot be told."
+            )
         if views.vocabulary is not None and self.vocabulary_ not in (None, views.vocabulary.digest):
             raise ValueError(
                 "The tokens are of another vocabulary than those of the training: make them with its genes and means, as "

@@ -159,10 +159,11 @@ class StandardViews(nn.Module):
         for view, width in (("image", n_image), ("rna", n_rna)):
             self.register_buffer(f"mean_{view}", torch.zeros(width))
             self.register_buffer(f"sd_{view}", torch.ones(width))
+            self.register_buffer(f"varies_{view}", torch.ones(width))
 
     @torch.no_grad()
     def fit_moments(self, view: str, x: np.ndarray, rows: np.ndarray) -> None:
-        """Take mean and standard deviation from the given rows; a constant feature keeps the scale one."""
+        """Take mean and standard deviation from the given rows; a feature that is constant there counts nowhere."""
         total, square = np.zeros(x.shape[1]), np.zeros(x.shape[1])
         shift = x[rows[0]].astype(np.float64)
         for start in range(0, rows.size, CHUNK):
@@ -173,11 +174,14 @@ class StandardViews(nn.Module):
         sd = np.sqrt(np.clip(square / rows.size - mean**2, 0, None))
         mean += shift
         self.get_buffer(f"mean_{view}").copy_(torch.from_numpy(mean))
-        self.get_buffer(f"sd_{view}").copy_(torch.from_numpy(np.where(varies(mean, sd), sd, 1.0)))
+        used = varies(mean, sd)
+        self.get_buffer(f"sd_{view}").copy_(torch.from_numpy(np.where(used, sd, 1.0)))
+        self.get_buffer(f"varies_{view}").copy_(torch.from_numpy(used))
 
     def standard(self, view: str, x: Tensor) -> Tensor:
         """Standardised features."""
-        return (x - self.get_buffer(f"mean_{view}")) / self.get_buffer(f"sd_{view}")
+        scaled = (x - self.get_buffer(f"mean_{view}")) / self.get_buffer(f"sd_{view}")
+        return scaled * self.get_buffer(f"varies_{view}")
 
     def features(self, view: str, t: Tensor) -> Tensor:
         """Standardised rows back to features."""

@@ -230,7 +230,8 @@ def _read_labels(slides: AnnData, cohort: Cohort, label_key: str, groups: str | 
     """Read labels and groups of the slides that can be trained on: those with a label and a tile."""
     codes, classes = read_classes(column_of(slides, "slides", "label_key", label_key), label_key)
     rows = np.flatnonzero((codes >= 0) & (cohort.n_tiles > 0))
-    of_rows = np.arange(rows.size)
+    # numbered by name, so that folds do not depend on the order of the rows
+    of_rows = pd.factorize(slides.obs_names[rows], sort=True)[0]
     if groups is not None:
         column = column_of(slides, "slides", "groups", groups).iloc[rows]
         if column.isna().any():
@@ -238,7 +239,7 @@ def _read_labels(slides: AnnData, cohort: Cohort, label_key: str, groups: str | 
                 f"slides.obs[{groups!r}] (groups) has {int(column.isna().sum())} missing value(s) among labelled slides: fill "
                 "them first."
             )
-        of_rows = pd.factorize(column)[0]
+        of_rows = pd.factorize(column.astype(str), sort=True)[0]
     return LabelledSlides(rows, codes[rows], of_rows, classes, "slide" if groups is None else f"group in {groups!r}")
 
 

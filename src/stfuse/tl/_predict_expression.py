@@ -202,8 +202,15 @@ def predict_expression(
         table_key,
     )
     prediction = run(task)
-    given = {"n_neighbors": n_neighbors, "weights": weights, "temperature": temperature, "layer": layer}
-    given["reference_view"] = reference_view
+    given = {
+        "n_neighbors": n_neighbors,
+        "weights": weights,
+        "temperature": temperature,
+        "layer": layer,
+        "approximate": approximate,
+    }
+    if "reference_view" in prediction.note:
+        given["reference_view"] = prediction.note.pop("reference_view")
     record = {
         "method": how,
         "params": vars(task.keys) | given | {"method_params": params, "use_rep": use_rep},
@@ -284,7 +291,9 @@ def _columns(key: str) -> tuple[str, str]:
 
 def _result(task: Task, prediction: Prediction, key: str, record: dict[str, Any]) -> AnnData:
     box = container(task.query, task.table_key)
-    result = AnnData(prediction.mean, obs=pd.DataFrame(box.obs).copy(), var=task.expression.var)
+    # without what an earlier run left under this name
+    obs = pd.DataFrame(box.obs).drop(columns=list(_columns(key)), errors="ignore")
+    result = AnnData(prediction.mean, obs=obs.copy(), var=task.expression.var)
     if prediction.std is not None:
         result.layers["std"] = prediction.std
     if (xy := read_coordinates(task.query, table_key=task.table_key)) is not None:

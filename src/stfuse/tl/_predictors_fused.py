@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from stfuse import _keys
 from stfuse._log import logger
-from stfuse._read import container, is_mudata, listing, read_coordinates
+from stfuse._read import container, listing, read_coordinates, warn_if_stacked
 from stfuse._views import Views, read_views
 from stfuse.pp._default_views import make_view
 from stfuse.tl._predictors_neighbors import average_neighbors
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 GIVEN = {
     *("data", "image_key", "rna_key", "tokens_key", "batch_key", "library_key", "table_key", "key_added"),
     *("seed", "device", "progress", "copy", "return_model"),
+    *("image_encoder", "gene_encoder"),  # train with them first, and pass model=
 }
 
 
@@ -42,19 +43,25 @@ def fused_neighbors(task: Task, method: str, **params: Any) -> Prediction:
     """Train a fusion method on the reference; nearest are its codes to the image code of the query."""
     model, _ = _trained(task, method, params)
     codes = model.codes()
-    reference = searched({view: _shared(model, codes, view) for view in _keys.VIEWS}, task.neighbors.reference_view)
-    return average_neighbors(task, _query_codes(task, model), reference)
+    which = task.neighbors.reference_view
+    reference = searched({view: _shared(model, codes, view) for view in _keys.VIEWS}, which)
+    prediction = average_neighbors(task, _query_codes(task, model), reference)
+    prediction.note |= _found(model) | {"reference_view": which}
+    return prediction
 
 
 def model_neighbors(task: Task, model: FusionModel) -> Prediction:
     """Neighbours in the codes of a model that was trained before, of a reference that it need not have seen."""
     check_same_encoder(task.query, task.reference, model.setup_keys()["image_key"], task.table_key)
-    which, key = task.neighbors.reference_view, model.setup_keys()["image_key"]
-    views = list(_keys.VIEWS) if which == "both" else [which]
-    if which == "both" and not _has_image(task.reference, key, task.table_key):
-        views = ["rna"]
-    codes = {view: model_codes(model, task.reference, view, "reference", task.table_key) for view in views}
-    return average_neighbors(task, _query_codes(task, model), searched(codes, which))
+    which = task.neighbors.reference_view
+    views = ["rna", "image"] if which == "both" else [which]
+    codes = {}
+    for view in views:
+        if view == which or view == "rna" or _has_image(task.reference, model, task.table_key):
+            codes[view] = model_codes(model, task.reference, view, "reference", task.table_key)
+    prediction = average_neighbors(task, _query_codes(task, model), searched(codes, which))
+    prediction.note["reference_view"] = "both" if len(codes) == len(_keys.VIEWS) else next(iter(codes))
+    return prediction
 
 
 def searched(codes: dict[str, np.ndarray], which: str) -> np.ndarray:
@@ -68,9 +75,9 @@ def searched(codes: dict[str, np.ndarray], which: str) -> np.ndarray:
     return unit["rna"] + np.nan_to_num(unit["image"]) if "image" in unit else unit["rna"]
 
 
-def _has_image(data: Any, key: str, table_key: str | None) -> bool:
-    box = container(data, table_key)
-    return key in (box.mod["image"].obsm if is_mudata(box) and "image" in box.mod else box.obsm)
+def _has_image(data: Any, model: FusionModel, table_key: str | None) -> bool:
+    keys = model.setup_keys() | {"paired_key": None}
+    return bool(read_views(data, **keys, table_key=table_key, crops=model.takes_crops, min_views=1).has_image.any())
 
 
 def translated(task: Task, method: str, **params: Any) -> Prediction:
@@ -88,7 +95,14 @@ def translated(task: Task, method: str, **params: Any) -> Prediction:
     views, query = _coding_adata(task.query, model, "image", "query", task.table_key)
     task.keep(views)
     features = model.translate(query, source="image", target="rna")
-    return Prediction(((features - center) @ weights + mean).astype(np.float32), note={"n_reference": int(rows.size)})
+    note = {"n_reference": int(rows.size)} | _found(model)
+    return Prediction(((features - center) @ weights + mean).astype(np.float32), note=note)
+
+
+def _found(model: FusionModel) -> dict[str, Any]:
+    """What the training on the reference found and chose, for the record."""
+    chosen = {"library_key": model.setup_keys()["library_key"], "report": dict(model.report_)}
+    return chosen | ({"context": model.params_["context"]} if "context" in model.params_ else {})
 
 
 def model_codes(model: FusionModel, data: Any, view: str, who: str, table_key: str | None) -> np.ndarray:
@@ -150,6 +164,11 @@ def _coding_adata(data: Any, model: FusionModel, view: str, who: str, table_key:
     adata = private_adata(views, keys)
     if keys["library_key"] and keys["library_key"] not in adata.obs:
         adata.obs[keys["library_key"]] = pd.Categorical.from_codes(views.section, views.sections)
+    if views.library_key and not keys["library_key"]:
+        # a model of one section finds those of new data as it does in an object of the user's
+        adata.uns[_keys.SPATIAL] = {name: {} for name in views.sections}
+    if getattr(model, "context_", False) and views.spatial is not None:
+        warn_if_stacked(views.spatial, len(views.sections), views.library_key)
     other = [keys["image_key"]] if view == "rna" else [keys["rna_key"], keys.get("tokens_key")]
     for key in set(other) & set(adata.obsm):
         del adata.obsm[key]
