@@ -2,18 +2,18 @@
 
 import inspect
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import stfuse
-from stfuse._neighbors import section_neighbors
 from stfuse.datasets import synthetic_tissue
 from stfuse.metrics import recall_at_percent
 from stfuse.model import UMPIRE
 from stfuse.model._context import LinearStart, targets_of, with_neighbors
-from stfuse.model._training import split_pairs, split_tissue, tensors_of
+from stfuse.model._training import split_pairs, split_tissue, tensors_of, verdict
 from stfuse.module.linear_start import linear_maps
 from stfuse.module.losses import MAX_LOG_SCALE
 from stfuse.module.umpire import OBJECTIVES, Adapter
@@ -222,12 +222,14 @@ def test_bad_arguments_change_nothing(kwargs, error, words, small, contents):
 
 def test_blocks_of_tissue_are_held_out(small):
     views = fit(small.copy(), max_epochs=1)._views(None)
-    pairs, held_out = split_tissue(views, 0.2, 0)
+    pairs, held_out, piece = split_tissue(views, 0.2, 0)
+    assert sorted(np.bincount(piece)) == [5] * 6
     np.testing.assert_array_equal(np.union1d(pairs, held_out), np.arange(150))
-    assert 10 < held_out.size < 60 and not np.intersect1d(pairs, held_out).size
-    # a block: most of the six nearest of what is held out are held out too
-    near = section_neighbors(views.spatial, views.section, 6)[held_out]
-    assert np.isin(near, held_out).mean() > 0.6
+    assert held_out.size == 30 and not np.intersect1d(pairs, held_out).size
+    # each piece is the pairs nearest to one place
+    for code in np.unique(piece):
+        inside = views.spatial[held_out[piece == code]]
+        assert np.ptp(inside, axis=0).max() < 0.4 * np.ptp(views.spatial, axis=0).max()
     for nothing in (0.0, 0.2):
         bare = replace(views, spatial=None)
         some = split_tissue(bare, nothing, 0)
@@ -260,11 +262,23 @@ def test_a_tiny_section_changes_nothing_for_the_others(small):
     views = fit(small.copy(), max_epochs=1)._views(None)
     section = views.section.copy()
     section[:3] = 1
-    pairs, held_out = split_tissue(replace(views, section=section, sections=["a", "b"]), 0.3, 0)
+    pairs, held_out, piece = split_tissue(replace(views, section=section, sections=["a", "b"]), 0.3, 0)
     np.testing.assert_array_equal(np.union1d(pairs, held_out), np.arange(150))
     assert held_out.size == pytest.approx(45, abs=1)
-    near = section_neighbors(views.spatial, section, 6)[held_out[held_out > 2]]
-    assert np.isin(near, held_out).mean() > 0.6
+    assert len(np.unique(piece[held_out > 2])) == 3
+
+
+def test_the_verdict_counts_pieces():
+    keep = SimpleNamespace(
+        state={}, start=np.array([2.0, 2, 2, 2, 3, 3]), best=np.array([1.0, 1, 1, 1, 2.8, 2.6]), best_epoch=4
+    )
+    report = {}
+    assert verdict(keep, report) == 4  # of six observations
+    # pieces gain 1, 1 and .3: .767 with a standard error of .233
+    assert verdict(keep, report, np.array([0, 0, 1, 1, 2, 2])) == 4
+    assert report["held_out_gain"] == pytest.approx(2.3 / 3) and report["held_out_gain_se"] == pytest.approx(0.7 / 3)
+    assert verdict(keep, report, np.array([0, 0, 0, 0, 1, 1])) == 0
+    assert verdict(keep, report, np.zeros(6, int)) == 0  # one piece says nothing
 
 
 def test_too_few_pairs_to_judge_leave_the_start(two_views):

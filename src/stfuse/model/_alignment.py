@@ -14,7 +14,7 @@ from stfuse import _keys
 from stfuse._views import Views
 from stfuse.model._base import Codes, fill_other, masked
 from stfuse.model._training import MIN_HELD_OUT, split_pairs, split_tissue, tensors_of, verdict
-from stfuse.train._fit import fit
+from stfuse.train._fit import KeepBest, StopAfter, fit
 from stfuse.train._plans import CHUNK, ENCODED, JointPlan
 
 if TYPE_CHECKING:
@@ -54,82 +54,85 @@ def presence(views: Views) -> dict[str, np.ndarray]:
     return {"image": views.has_image, "rna": views.has_rna}
 
 
-def align(
-    model: FusionModel,
-    views: Views,
-    settings: Alignment,
-    seed: int,
-    device: str,
-    progress: bool | None,
-    trainer_kwargs: dict[str, Any],
-    start: LinearStart | None = None,
-    targets: np.ndarray | None = None,
-) -> tuple[Any, pd.DataFrame]:
+@dataclass
+class Run:
+    """One training on pairs, which may be repeated on others."""
+
+    model: FusionModel
+    views: Views
+    settings: Alignment
+    seed: int
+    device: str
+    progress: bool | None
+    trainer_kwargs: dict[str, Any]
+    start: LinearStart | None = None
+    targets: np.ndarray | None = None
+
+    def fresh(self, pairs: np.ndarray) -> Any:
+        """A module that knows the moments of the features, and where it starts if not at random."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            module: Any = self.model._build(self.model._architecture())
+        x, has = inputs(self.views), presence(self.views)
+        for view in _keys.VIEWS:
+            if view not in self.views.raw:
+                module.standard.fit_moments(view, x[view], np.flatnonzero(has[view]))
+        if self.start is not None:
+            self.start.put(module, pairs)
+        return module
+
+    def fit(
+        self, pairs: np.ndarray, held_out: np.ndarray, stop: int | None = None
+    ) -> tuple[Any, pd.DataFrame, KeepBest | None]:
+        """Train on pairs, watched on those held out, or for so many epochs as ``stop`` says of a schedule of all."""
+        module, s, x = self.fresh(pairs), self.settings, inputs(self.views)
+        image, rna = (torch.from_numpy(x[view]) for view in _keys.VIEWS)
+        tensors = tensors_of(image, rna, self.views, pairs, held_out)
+        options: dict[str, Any] = {"objective": s.objective, "warmup": s.warmup, "targets": self.targets}
+        epochs = EPOCHS if held_out.size or stop else EPOCHS_BLIND
+        kwargs = dict(self.trainer_kwargs)
+        if stop is not None:
+            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), StopAfter(stop)]
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            history, keep = fit(
+                JointPlan(module, tensors, self.seed, s.lr, s.weight_decay, **options),
+                max_epochs=s.max_epochs if s.max_epochs is not None else epochs,
+                batch_size=s.batch_size,
+                device=self.device,
+                seed=self.seed,
+                patience=s.patience,
+                pairs_only=True,
+                progress=self.progress,
+                desc=type(self.model).__name__ + (", all pairs" if stop else ""),
+                trainer_kwargs=kwargs,
+            )
+        return module, history, keep
+
+
+def align(run: Run) -> tuple[Any, pd.DataFrame]:
     """Train a fresh module of the model on the pairs; return the one of the best epoch, and the history.
 
-    With ``targets`` (n x t) blocks of tissue are held out, of which the image has to predict them; without, random pairs, which
-    have to find each other. A linear start that no epoch beats clearly, or that too few pairs could judge, is what is returned,
-    of all pairs.
+    With targets pieces of tissue are held out, of which the image has to predict them; without, random pairs, which have to find
+    each other. A linear start is returned as it is, of all pairs, where no epoch beats it clearly or too few pairs could judge;
+    else it is trained again on all pairs for as many epochs.
     """
-    split = split_pairs if targets is None else split_tissue
-    pairs, held_out = split(views, settings.validation_fraction, seed)
-    x = inputs(views)
-    if start is not None and settings.validation_fraction and held_out.size < MIN_HELD_OUT:
-        # nothing can tell whether training is better than its start
-        return _start_of_all(model, views, pairs, held_out, start, seed), pd.DataFrame()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = _fresh(model, views, pairs, start)
-        image, rna = (torch.from_numpy(x[view]) for view in _keys.VIEWS)
-        plan = JointPlan(
-            module,
-            tensors_of(image, rna, views, pairs, held_out),
-            seed,
-            settings.lr,
-            settings.weight_decay,
-            objective=settings.objective,
-            warmup=settings.warmup,
-            targets=targets,
-        )
-        epochs = EPOCHS if held_out.size else EPOCHS_BLIND
-        history, keep = fit(
-            plan,
-            max_epochs=settings.max_epochs if settings.max_epochs is not None else epochs,
-            batch_size=settings.batch_size,
-            device=device,
-            seed=seed,
-            patience=settings.patience,
-            pairs_only=True,
-            progress=progress,
-            desc=type(model).__name__,
-            trainer_kwargs=trainer_kwargs,
-        )
-    if start is not None and keep is not None and not verdict(keep, model.report_):
-        module = _start_of_all(model, views, pairs, held_out, start, seed)
-    elif keep is not None and keep.state is not None:
-        module.load_state_dict(keep.state)
-    return module, history
-
-
-def _start_of_all(
-    model: FusionModel, views: Views, pairs: np.ndarray, held_out: np.ndarray, start: LinearStart, seed: int
-) -> Any:
-    """The start on all pairs, as it is."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return _fresh(model, views, np.union1d(pairs, held_out), start)
-
-
-def _fresh(model: FusionModel, views: Views, pairs: np.ndarray, start: LinearStart | None) -> Any:
-    """A module that knows the moments of the features, and where it starts if not at random."""
-    module: Any = model._build(model._architecture())
-    x, has = inputs(views), presence(views)
-    for view in _keys.VIEWS:
-        if view not in views.raw:
-            module.standard.fit_moments(view, x[view], np.flatnonzero(has[view]))
-    if start is not None:
-        start.put(module, pairs)
-    return module
+    fraction, seed = run.settings.validation_fraction, run.seed
+    piece = None
+    if run.targets is None:
+        pairs, held_out = split_pairs(run.views, fraction, seed)
+    else:
+        pairs, held_out, piece = split_tissue(run.views, fraction, seed)
+    everything = np.union1d(pairs, held_out)
+    if run.start is not None and fraction and held_out.size < MIN_HELD_OUT:
+        return run.fresh(everything), pd.DataFrame()
+    module, history, keep = run.fit(pairs, held_out)
+    if run.start is None or keep is None:
+        if keep is not None and keep.state is not None:
+            module.load_state_dict(keep.state)
+        return module, history
+    epochs = verdict(keep, run.model.report_, piece)
+    return run.fit(everything, held_out[:0], epochs)[0] if epochs else run.fresh(everything), history
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from anndata import AnnData
 
 from stfuse._check import check_number
 from stfuse._views import Views
-from stfuse.model._alignment import Alignment, align, unit_codes
+from stfuse.model._alignment import Alignment, Run, align, unit_codes
 from stfuse.model._base import Codes, FusionModel
 from stfuse.model._pcca import check_pairs
 from stfuse.model._training import check_training
@@ -108,7 +108,7 @@ class CLIP(FusionModel):
         settings = Alignment(max_epochs, batch_size, lr, weight_decay, validation_fraction, patience)
         views = self._begin(seed)
         check_pairs(views, 4, "CLIP")
-        module, history = align(self, views, settings, seed, device, progress, trainer_kwargs)
+        module, history = align(Run(self, views, settings, seed, device, progress, trainer_kwargs))
         self._finish(module, history)
 
     def _codes(self, views: Views) -> Codes:

@@ -13,6 +13,7 @@ from stfuse.train._fit import KeepBest
 
 MIN_HELD_OUT = 10
 GATE = 3.0  # standard errors; the best of many epochs looks better than it is
+PIECES, SMALLEST_PIECE = 6, 3  # pieces of tissue held out in all, and pairs in one
 MAX_HELD_OUT = 2_000  # more would make the verdict no surer and its similarities large
 
 
@@ -38,34 +39,57 @@ def split_pairs(views: Views, fraction: float, seed: int) -> tuple[np.ndarray, n
     return np.sort(order[n:]), np.sort(order[:n])
 
 
-def split_tissue(views: Views, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Like `split_pairs`, of round pieces of tissue, for neighbours are so alike that they tell of each other.
+def split_tissue(views: Views, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Like `split_pairs`, of round pieces of tissue, and the piece of each held-out pair.
 
-    Of every section the pairs around one of them are held out; anything, where nothing says how the pairs lie.
+    Neighbouring spots are so alike that they tell of each other. Every section gives as many pieces as make six of all, around
+    places far from each other. Without coordinates anything is held out, each pair a piece of its own.
     """
     pairs = np.flatnonzero(views.paired)
     if fraction == 0 or views.spatial is None:
-        return split_pairs(views, fraction, seed)
+        some, out = split_pairs(views, fraction, seed)
+        return some, out, np.arange(out.size)
     rng = np.random.default_rng(seed)
     fraction = min(fraction, MAX_HELD_OUT / pairs.size)
-    held = []
-    for code in np.unique(views.section[pairs]):
-        inside = pairs[views.section[pairs] == code]
-        middle = views.spatial[rng.choice(inside)]
-        distance = np.square(views.spatial[inside] - middle).sum(axis=1)
-        held.append(inside[np.argsort(distance, kind="stable")[: round(fraction * inside.size)]])
-    out = np.sort(np.concatenate(held))
-    return np.setdiff1d(pairs, out), out
+    piece = np.full(views.n_obs, -1)
+    sections = np.unique(views.section[pairs])
+    for code in sections:
+        left = pairs[views.section[pairs] == code]
+        wanted = round(fraction * left.size)
+        n_pieces = max(1, min(-(-PIECES // sections.size), wanted // SMALLEST_PIECE))
+        middles = views.spatial[left[_far_apart(views.spatial[left], n_pieces, rng)]]
+        for size, middle in zip(
+            np.diff(np.linspace(0, wanted, n_pieces + 1).round().astype(int)), middles, strict=True
+        ):
+            order = np.argsort(np.square(views.spatial[left] - middle).sum(axis=1), kind="stable")
+            piece[left[order[:size]]] = piece.max() + 1
+            left = np.sort(left[order[size:]])
+    out = np.flatnonzero(piece >= 0)
+    return np.setdiff1d(pairs, out), out, piece[out]
 
 
-def verdict(keep: KeepBest | None, report: dict[str, float]) -> int:
-    """Epochs after which held-out pairs are better than at the start by `GATE` standard errors; 0 = they are not."""
+def _far_apart(places: np.ndarray, n: int, rng: np.random.Generator) -> list[int]:
+    """Rows of places, each the farthest from those before."""
+    chosen = [int(rng.integers(len(places)))]
+    distance = np.full(len(places), np.inf)
+    for _ in range(n - 1):
+        distance = np.minimum(distance, np.square(places - places[chosen[-1]]).sum(axis=1))
+        chosen.append(int(distance.argmax()))
+    return chosen
+
+
+def verdict(keep: KeepBest | None, report: dict[str, float], piece: np.ndarray | None = None) -> int:
+    """Epochs after which held-out pairs are better than at the start by `GATE` standard errors; 0 = they are not.
+
+    ``piece`` numbers the pieces of tissue that the pairs lie in, of which each counts as one observation.
+    """
     if keep is None or keep.state is None:
         return 0
     gain = keep.start - keep.best
-    error = float(gain.std() / np.sqrt(gain.size))
-    report |= {"held_out_gain": float(gain.mean()), "held_out_gain_se": error}
-    return keep.best_epoch if gain.mean() > GATE * error else 0
+    parts = gain if piece is None else np.array([gain[piece == code].mean() for code in np.unique(piece)])
+    error = float(parts.std(ddof=1) / np.sqrt(parts.size)) if parts.size > 1 else np.inf
+    report |= {"held_out_gain": float(parts.mean()), "held_out_gain_se": error}
+    return keep.best_epoch if parts.mean() > GATE * error else 0
 
 
 def tensors_of(image: Tensor, rna: Tensor, views: Views, pairs: np.ndarray, held_out: np.ndarray) -> ViewTensors:

@@ -17,7 +17,7 @@ from stfuse._log import warn
 from stfuse._raw import CROPS
 from stfuse._tokens import Vocabulary
 from stfuse._views import Views
-from stfuse.model._alignment import Alignment, align, presence, unit_codes
+from stfuse.model._alignment import Alignment, Run, align, presence, unit_codes
 from stfuse.model._base import Codes, FusionModel, pick
 from stfuse.model._context import LinearStart, targets_of, with_neighbors
 from stfuse.model._pcca import check_pairs
@@ -236,9 +236,8 @@ class UMPIRE(FusionModel):
         self.device_ = _torch_device(device)
         start = LinearStart.of(views, self.context_, seed) if self._starts_linear() else None
         self.report_ = {} if start is None else start.report
-        run = (settings, seed, device, progress, trainer_kwargs)
         targets = None if start is None else targets_of(views, self.context_)
-        module, history = align(self, views, *run, start, targets)
+        module, history = align(Run(self, views, settings, seed, device, progress, trainer_kwargs, start, targets))
         self._finish(module, history)
 
     def _codes(self, views: Views) -> Codes:

@@ -67,6 +67,18 @@ class KeepBest(Callback):
             trainer.should_stop = True
 
 
+class StopAfter(Callback):
+    """Stop after some epochs of a learning-rate schedule that is longer."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
+        """Count."""
+        if trainer.current_epoch + 1 >= self.epochs:
+            trainer.should_stop = True
+
+
 class EpochBar(Callback):
     """A bar over epochs that appears after two seconds."""
 
