@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stfuse import _keys
+from stfuse._check import did_you_mean
 from stfuse._log import logger
 from stfuse._raw import RawView, no_tokens, read_crops, read_token_view
 from stfuse._read import (
@@ -35,7 +36,7 @@ from stfuse._tokens import Vocabulary
 
 ROUNDING = 1e-6  # float32 values that differ by less, relative to their size, may be the same number
 
-type Recipe = Callable[[Any, str, str, str | None, str | None], np.ndarray]
+type Recipe = Callable[[Any, str, str, str | None, str | None], tuple[np.ndarray, dict[str, Any] | None]]
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Views:
     places: np.ndarray | None = None
     array: np.ndarray | None = None
     made: dict[str, np.ndarray] = field(default_factory=dict)
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
     raw: dict[str, np.ndarray] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
 
@@ -105,7 +107,7 @@ def _view_array(box: Container, role: str, key: str, default: str) -> np.ndarray
     if key == default:
         return None
     raise KeyError(
-        f"No {where}[{key!r}] for the {role} view. There is {listing(source.obsm.keys())}. "
+        f"No {where}[{key!r}] for the {role} view.{did_you_mean(key, source.obsm)} There is {listing(source.obsm.keys())}. "
         + (
             "stfuse.pp.image_features(adata) makes image features."
             if role == "image"
@@ -171,7 +173,7 @@ def read_views(
     """Read both views of ``data`` with their masks; nothing is written into ``data``.
 
     A view whose key is the default one and that is not there is made by ``recipe``, if one is given, from (data, view,
-    key, library key, table key); it is returned in ``made`` for the writer. With ``min_views=1`` (coding new data with a trained
+    key, library key, table key); it is returned in ``made`` for the writer, and its record, if it has one, in ``records``. With ``min_views=1`` (coding new data with a trained
     model) one of the views may be absent altogether. With ``crops`` the image view may hold crops; with a ``tokens_key`` the RNA
     view are the tokens there.
     """
@@ -191,12 +193,15 @@ def read_views(
 
     arrays: dict[str, np.ndarray] = {}
     made: dict[str, np.ndarray] = {}
+    records: dict[str, dict[str, Any]] = {}
     raw = _raw_views(box, image_key if crops else None, tokens_key, min_views)
     for role, key, default in (("image", image_key, _keys.IMAGE), ("rna", tokens_key or rna_key, _keys.RNA)):
         array = raw[role].stand_in() if role in raw else _absent_or(box, role, key, default, min_views)
         if array is None and recipe is not None:
-            array = recipe(data, role, key, library_key, table_key)
+            array, record = recipe(data, role, key, library_key, table_key)
             made[key] = array
+            if record is not None:
+                records[key] = record
         if array is not None:
             arrays[role] = array
         elif min_views == 2:
@@ -233,6 +238,7 @@ def read_views(
         places=places,
         array=read_array(data, table_key),
         made=made,
+        records=records,
         raw={role: view.values for role, view in raw.items()},
         vocabulary=raw["rna"].vocabulary if "rna" in raw else None,
     )

@@ -389,7 +389,7 @@ BAD = {
         ValueError,
         "would overwrite obsm.'X_scVI'",
     ),
-    "overwrites uns": (nothing, {"key_added": "mine"}, ValueError, "no record of stfuse"),
+    "overwrites uns": (nothing, {"key_added": "mine"}, ValueError, "not the record of such a method"),
     "seed": (nothing, {"seed": -1}, ValueError, "seed must be"),
     "seed of text": (nothing, {"seed": "0"}, TypeError, "seed must be"),
 }
@@ -540,6 +540,11 @@ def test_default_views_are_made(method, crop, crop_with_views, assert_same, capl
     assert "stfuse.pp.image_features" in caplog.text and "scanpy.pp.normalize_total" in caplog.text
     names = [*written(method, _keys.slots(method.name)), "X_image", "X_pca"]
     assert set(adata.obsm) - set(crop.obsm) == set(names)
+    # with what carries the components over to other data
+    new = crop[::-1].copy()
+    stfuse.pp.rna_features(new, reference=adata)
+    np.testing.assert_allclose(new.obsm["X_pca"][::-1], adata.obsm["X_pca"], atol=1e-3)
+    del adata.uns["X_pca"]
     assert_same(without(adata, names, method.name), crop)
 
     # made by hand they are the same

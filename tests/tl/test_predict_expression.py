@@ -387,6 +387,11 @@ BAD = {
     "bad penalty": ({"method_params": {"alpha": "best"}}, ValueError, "alpha must be 'cv', 'hest' or a number"),
     "model and codes": ({"model": 1, "use_rep": "X_image"}, ValueError, "not both"),
     "no model": ({"model": 1}, TypeError, "model must be a trained stfuse model"),
+    "method and codes": (
+        {"method": "pcca", "use_rep": "X_image"},
+        ValueError,
+        "method='pcca' is trained here: leave it out",
+    ),
     "options of codes": ({"use_rep": "X_image", "method_params": {"a": 1}}, ValueError, "method_params belong"),
     "no such code": ({"use_rep": "X_none"}, KeyError, "The query lacks a code. No obsm..X_none"),
     "unequal codes": ({"use_rep": ("X_image", "X_pca")}, ValueError, "16 columns, those of the reference 30"),
@@ -412,8 +417,9 @@ def test_bad_arguments(pair, case, contents):
     query, reference = pair
     arguments, error, message = BAD[case]
     before = contents(query)
+    own = {"model", "use_rep"} & set(arguments)
     with pytest.raises(error, match=message):
-        stfuse.tl.predict_expression(query, reference, **{"method": "ridge", **arguments})
+        stfuse.tl.predict_expression(query, reference, **({} if own else {"method": "ridge"}) | arguments)
     assert str(contents(query)) == str(before)
 
 
@@ -618,3 +624,51 @@ def test_the_record_says_what_was_found(pair):
 def test_encoders_are_trained_first(pair):
     with pytest.raises(ValueError, match="method_params of 'umpire' has no 'image_encoder'"):
         stfuse.tl.predict_expression(*pair, method_params={"image_encoder": None})
+
+
+def test_a_query_that_is_in_the_reference(pair):
+    query, reference = pair
+    with pytest.warns(UserWarning, match="80 observations of the query are in the reference too.*from themselves"):
+        stfuse.tl.predict_expression(query, ad.concat([query, reference]), method="image-knn", n_neighbors=5)
+    with pytest.warns(UserWarning, match="80 observations"):
+        stfuse.tl.predict_expression(query, query, method="image-knn", n_neighbors=5)
+    query.obs_names = reference.obs_names[:80]  # the same names of other spots are no offence
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        stfuse.tl.predict_expression(query, reference, method="image-knn", n_neighbors=5)
+
+
+def test_hardly_a_gene_in_common(pair):
+    query, reference = pair
+    query.var_names = [query.var_names[0], *query.var_names[1:].str.upper()]
+    with pytest.warns(UserWarning, match="Only 1 of the query's 40 var_names are predicted genes"):
+        stfuse.tl.predict_expression(query, reference, method="image-knn", n_neighbors=5)
+
+
+def test_scaled_expression_is_told(pair):
+    query, reference = pair
+    reference.X = log_normalised(reference) - 3.3
+    with pytest.warns(UserWarning, match="X of the reference holds negative values, as scaled expression does"):
+        stfuse.tl.predict_expression(query, reference, method="image-knn", n_neighbors=5)
+
+
+def test_crops_of_unlike_size_are_refused(pair):
+    for adata, um in zip(pair, (300.0, 900.0), strict=True):
+        adata.uns["X_image"] = {"encoder": "texture", "crop_um": {adata.obs["section"].iloc[0]: um}}
+    with pytest.raises(ValueError, match="crops of 300 µm in the query and 900 µm in the reference"):
+        stfuse.tl.predict_expression(*pair, method="ridge")
+    pair[1].uns["X_image"]["crop_um"] = {"b": 310.0}
+    stfuse.tl.predict_expression(*pair, method="ridge")
+
+
+def test_too_many_neighbours_are_told_before_training(pair, monkeypatch):
+    monkeypatch.setattr("stfuse.tl._predictors_fused._trained", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="n_neighbors=161 is more than the 160 observations.*use fewer"):
+        stfuse.tl.predict_expression(*pair, n_neighbors=161)
+
+
+def test_the_prediction_has_the_images_of_the_query():
+    query, reference = halves()
+    query.uns["spatial"] = {"one": {"images": {"hires": np.ones((4, 4, 3))}, "scalefactors": {}}}
+    predicted = stfuse.tl.predict_expression(query, reference, method="image-knn", n_neighbors=5)
+    assert predicted.uns["spatial"]["one"]["images"]["hires"] is query.uns["spatial"]["one"]["images"]["hires"]

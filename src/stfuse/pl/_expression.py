@@ -203,7 +203,7 @@ def _no_layer(layer: str, there: Sequence[Any]) -> str:
     named = [name for name in there if name is not None]  # None stands for X
     return (
         f"No layer {layer!r}.{did_you_mean(layer, named)} There is {_read.listing(named)}. Predictions are written by "
-        "stfuse.tl.predict_expression(query, reference)."
+        "stfuse.tl.predict_expression(query, reference); without genes of the query's own, draw what that returns by stfuse.pl.spatial."
     )
 
 
@@ -291,8 +291,8 @@ class _Figure:
         if self.alone:
             # truth and prediction stay beside each other; a few genes stand below each other
             self.ncols = max(ncols - ncols % 2, 2) if len(pairs) > FEW else 2
-        # truth and prediction side by side on one scale need one bar
-        self.bars = (legend and not (shared and self.alone), legend)
+        # truth and prediction on one scale need one bar
+        self.bars = (legend and not (shared and self.alone), legend and (self.alone or not shared))
 
     def draw(self, figsize: Any, alpha_img: float, style: dict[str, float]) -> list[Axes]:
         """Draw all; the axes of each gene's truth come before those of its prediction."""

@@ -115,7 +115,7 @@ def read_image(data: Any, settings: Settings, table_key: str | None) -> tuple[np
         if _read.is_mudata(box) and "image" not in box.mod:
             raise KeyError(f"The MuData has no modality 'image' with image features; it has {_read.listing(box.mod)}.")
         library_key = settings.library_key or _read.find_library_key(data, table_key)
-        image = make_view(data, "image", key, library_key, table_key)
+        image, _ = make_view(data, "image", key, library_key, table_key)
         made[key] = image
     else:
         there = [*box.obsm.keys()]

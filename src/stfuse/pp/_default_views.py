@@ -11,23 +11,29 @@ from stfuse import _read
 from stfuse._log import logger
 
 
-def make_view(data: Any, role: str, key: str, library_key: str | None, table_key: str | None) -> np.ndarray:
-    """Compute the default features of one view; rows follow the observations, nothing is written."""
+def make_view(
+    data: Any, role: str, key: str, library_key: str | None, table_key: str | None
+) -> tuple[np.ndarray, dict[str, Any] | None]:
+    """Compute the default features of one view, and for components the record that carries them over to new data.
+
+    Rows follow the observations; nothing is written.
+    """
     box = _read.container(data, table_key)
     source: AnnData = box.mod[role] if _read.is_mudata(box) else box
+    record = None
     if role == "rna":
-        array = _rna(source, key)
+        array, record = _rna(source, key)
     else:
         array = _image(data if _read.is_spatialdata(data) else source, source, key, library_key, table_key)
     if _read.is_mudata(box):
         out = np.full((box.n_obs, array.shape[1]), np.nan, np.float32)
         out[box.obs_names.get_indexer(source.obs_names)] = array
         array = out
-    return array.astype(np.float32, copy=False)
+    return array.astype(np.float32, copy=False), record
 
 
-def _rna(source: AnnData, key: str) -> np.ndarray:
-    from stfuse.pp._recipe import rna_pca
+def _rna(source: AnnData, key: str) -> tuple[np.ndarray, dict[str, Any]]:
+    from stfuse.pp._recipe import pca_record, rna_pca
 
     if source.X is None or source.n_vars == 0:
         raise KeyError(
@@ -35,7 +41,8 @@ def _rna(source: AnnData, key: str) -> np.ndarray:
             "or put raw counts into X."
         )
     logger.info("obsm[%r] is made from the counts in X: scanpy.pp.normalize_total, log1p, pca", key)
-    return rna_pca(source)[0]
+    scores, loadings = rna_pca(source)
+    return scores, pca_record(scores, loadings)
 
 
 def _image(data: Any, table: AnnData, key: str, library_key: str | None, table_key: str | None) -> np.ndarray:

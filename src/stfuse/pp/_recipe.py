@@ -19,11 +19,14 @@ BLOCK = 1 << 18  # values that are looked at together
 MEND = "Expression features are made from raw counts: put them into X or a layer, or name features with rna_key=."
 
 
+N_TOP_GENES = 2000
+
+
 def rna_features(
     data: Any,
     *,
     n_comps: int = 30,
-    n_top_genes: int = 2000,
+    n_top_genes: int = N_TOP_GENES,
     batch_key: str | None = None,
     layer: str | None = None,
     reference: AnnData | None = None,
@@ -108,15 +111,31 @@ def rna_features(
     else:
         loadings = _loadings_of(reference, key_added)
         scores = _project(table, loadings, layer)
-    record = {"n_comps": scores.shape[1], "n_top_genes": n_top_genes, "batch_key": batch_key, "layer": layer}
-    record |= {"reference": reference is not None, "loadings": loadings}
+    record = pca_record(scores, loadings, n_top_genes, batch_key, layer, reference is not None)
     target = _record.copy_of(data, table_key) if copy else data
     _record.write(target, obsm={key_added: scores}, uns={key_added: record}, table_key=table_key)
     return target if copy else None
 
 
+def pca_record(
+    scores: np.ndarray,
+    loadings: pd.DataFrame,
+    n_top_genes: int = N_TOP_GENES,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    reference: bool = False,
+) -> dict[str, Any]:
+    """What is kept of components in an object."""
+    record = {"n_comps": scores.shape[1], "n_top_genes": n_top_genes, "batch_key": batch_key, "layer": layer}
+    return record | {"reference": reference, "loadings": loadings}
+
+
 def rna_pca(
-    adata: AnnData, n_comps: int = 30, n_top_genes: int = 2000, batch_key: str | None = None, layer: str | None = None
+    adata: AnnData,
+    n_comps: int = 30,
+    n_top_genes: int = N_TOP_GENES,
+    batch_key: str | None = None,
+    layer: str | None = None,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Compute what `rna_features` writes, scores and loadings, and change nothing."""
     check_number("n_comps", n_comps, least=1, whole=True)

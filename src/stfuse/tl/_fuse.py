@@ -59,7 +59,7 @@ def _check_free(box: Container, slots: _keys.Slots, keys: dict[str, Any], method
     if taken:
         what = f"{sorted(taken)[0]!r}, which is an input"
     elif there is not None and not own:
-        what = f"uns[{slots.record!r}], which is no record of stfuse"
+        what = f"uns[{slots.record!r}], which is not the record of such a method"
     elif foreign:
         what = f"obsm[{foreign[0]!r}], of which uns[{slots.record!r}] has no record"
     else:
@@ -119,7 +119,9 @@ def run(
     }
     logger.info("%s: %s", row.title, ", ".join(f"{v} {k}" for k, v in views.counts().items()))
     target = _record.copy_of(data, table_key) if copy else data
-    _record.write(target, obsm=obsm, uns={slots.record: record}, drop_obsm=_codes_of(slots), table_key=table_key)
+    # with components their loadings, by which new data get the same ones
+    uns = {key: made for key, made in views.records.items() if key not in container(data, table_key).uns}
+    _record.write(target, obsm=obsm, uns=uns | {slots.record: record}, drop_obsm=_codes_of(slots), table_key=table_key)
     return _returned(target if copy else None, model if return_model else None)
 
 

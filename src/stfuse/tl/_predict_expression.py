@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stfuse.model._base import FusionModel
     from stfuse.tl._predictors_task import Prediction, Task
 
+FEW_SHARED = 0.1  # of the genes that query and reference could have in common
 UNCERTAINTY, UNMATCHED = "uncertainty", "unmatched"
 
 
@@ -25,7 +26,7 @@ def predict_expression(
     query: Any,
     reference: Any,
     *,
-    method: str = "umpire",
+    method: str | None = None,
     model: FusionModel | None = None,
     use_rep: str | tuple[str, str] | None = None,
     n_neighbors: int = 50,
@@ -66,7 +67,7 @@ def predict_expression(
         AnnData, MuData (modalities `image` and `rna`) or SpatialData with expression, and image features where the method asks for
         them. It is not changed.
     method
-        How to predict, unless `model` or `use_rep` is given. Trained on the reference and averaging neighbours across views: every
+        How to predict, where neither `model` nor `use_rep` is given; None = `"umpire"`. Trained on the reference and averaging neighbours across views: every
         fusion method with shared codes (`"umpire"`, `"clip"`, `"pcca"`, `"cameo"`). Translating the image into RNA features and these,
         by least squares, into genes: `"cameo-translate"`, `"pcca-translate"`. And what these have to beat: `"ridge"` (linear
         regression on the image features), `"image-knn"` (neighbours among the image features themselves), `"mean"`.
@@ -128,7 +129,7 @@ def predict_expression(
         - `X`: predicted expression, float32; NaN where the query has no image. In the unit of the reference: where that holds
           counts (whole numbers), log1p of counts scaled to 10,000 an observation over all its genes; any other values as they are
         - `layers["std"]`, with `return_std`: weighted standard deviation over the neighbours, of each gene
-        - `uns[key_added]`: the record
+        - `uns[key_added]`: the record, and `uns["spatial"]` with the query's images
 
         Written into the query are
 
@@ -173,7 +174,7 @@ def predict_expression(
     """
     from stfuse.tl._predictors_expression import read_expression
     from stfuse.tl._predictors_neighbors import WEIGHTS
-    from stfuse.tl._predictors_task import Keys, Neighbors, Task
+    from stfuse.tl._predictors_task import Keys, Neighbors, Task, warn_of_copies
 
     key = _keys_checked(key_added, image_key, rna_key, batch_key, library_key)
     check_number("n_neighbors", n_neighbors, least=1, whole=True)
@@ -201,6 +202,7 @@ def predict_expression(
         progress,
         table_key,
     )
+    warn_of_copies(query, reference, image_key, table_key)
     prediction = run(task)
     given = {
         "n_neighbors": n_neighbors,
@@ -238,7 +240,7 @@ def _check_choice(name: str, value: Any, there: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, there))}, got {value!r}.")
 
 
-def _road(method: str, model: Any, use_rep: Any, params: dict[str, Any], std: bool) -> tuple[str, Any]:
+def _road(method: str | None, model: Any, use_rep: Any, params: dict[str, Any], std: bool) -> tuple[str, Any]:
     """What is done, in a word and as a function of the task."""
     from stfuse.model._base import FusionModel
     from stfuse.tl import _predictors
@@ -247,7 +249,12 @@ def _road(method: str, model: Any, use_rep: Any, params: dict[str, Any], std: bo
 
     if model is not None and use_rep is not None:
         raise ValueError("Give model= or use_rep=, not both: each says which codes are compared.")
+    if method is not None and (model is not None or use_rep is not None):
+        raise ValueError(
+            f"method={method!r} is trained here: leave it out with model= or use_rep=, which say what is compared."
+        )
     if model is None and use_rep is None:
+        method = "umpire" if method is None else method
         predictor = _predictors.get(method)
         predictor.check_options(params)
         if std and not predictor.spread:
@@ -296,6 +303,8 @@ def _result(task: Task, prediction: Prediction, key: str, record: dict[str, Any]
     result = AnnData(prediction.mean, obs=obs.copy(), var=task.expression.var)
     if prediction.std is not None:
         result.layers["std"] = prediction.std
+    if not is_mudata(box) and isinstance(box.uns.get(_keys.SPATIAL), Mapping):
+        result.uns[_keys.SPATIAL] = dict(box.uns[_keys.SPATIAL])  # the images, so that it can be drawn on the tissue
     if (xy := read_coordinates(task.query, table_key=task.table_key)) is not None:
         result.obsm[_keys.SPATIAL] = xy
     _record.write(result, obs=_obs(prediction, key), uns={key: record})
@@ -322,6 +331,11 @@ def _write(target: Any, result: AnnData, prediction: Prediction, task: Task, key
         values = prediction.mean[:, np.maximum(where, 0)]
         values[:, where < 0] = np.nan
         box.layers[key] = values
+        if (known := int((where >= 0).sum())) < FEW_SHARED * min(len(where), result.n_vars):
+            warn(
+                f"Only {known} of the query's {len(where)} var_names are predicted genes: the others are NaN in layer {key!r}. Do both name "
+                "genes in the same way, also in upper and lower case?"
+            )
         return
     if key in box.layers:
         del box.layers[key]

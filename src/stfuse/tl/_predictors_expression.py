@@ -59,6 +59,11 @@ def read_expression(
     unit = f"values of {where}"
     if holds_counts(values):
         values, unit = _from_counts(values, scale)
+    elif float(values.min()) < 0:
+        warn(
+            f"{where} of the {who} holds negative values, as scaled expression does: they are taken as they are. Name the layer with counts "
+            "or log-normalised values with layer=."
+        )
     elif (largest := float(values.max())) > LARGEST_LOG:
         warn(
             f"{where} of the {who} holds values up to {largest:.4g} that are no counts: they are taken as they are, though it "

@@ -14,7 +14,7 @@ from stfuse._log import logger
 from stfuse._read import container, listing, read_coordinates, warn_if_stacked
 from stfuse._views import Views, read_views
 from stfuse.pp._default_views import make_view
-from stfuse.tl._predictors_neighbors import average_neighbors
+from stfuse.tl._predictors_neighbors import average_neighbors, check_enough
 from stfuse.tl._predictors_task import Prediction, Task, check_same_encoder, read_images
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def _function(method: str) -> Any:
 
 def fused_neighbors(task: Task, method: str, **params: Any) -> Prediction:
     """Train a fusion method on the reference; nearest are its codes to the image code of the query."""
+    check_enough(task.neighbors.n_neighbors, int(task.expression.has.sum()))
     model, _ = _trained(task, method, params)
     codes = model.codes()
     which = task.neighbors.reference_view

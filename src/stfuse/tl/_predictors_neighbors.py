@@ -28,11 +28,7 @@ def average_neighbors(task: Task, query: np.ndarray, reference: np.ndarray) -> P
     for what, n in (("of the query has a code", has.sum()), ("of the reference has a code and expression", rows.size)):
         if not n:
             raise ValueError(f"No observation {what}.")
-    if asked.n_neighbors > rows.size:
-        raise ValueError(
-            f"n_neighbors={asked.n_neighbors} is more than the {rows.size} observations of the reference that have a code and "
-            "expression."
-        )
+    check_enough(asked.n_neighbors, rows.size)
     near = top_k(
         query[has],
         reference[rows],
@@ -55,6 +51,15 @@ def average_neighbors(task: Task, query: np.ndarray, reference: np.ndarray) -> P
     return Prediction(
         _laid_out(mean, has), None if std is None else _laid_out(std, has), _laid_out(uncertainty, has), lonely, note
     )
+
+
+def check_enough(n_neighbors: int, n_reference: int) -> None:
+    """Refuse more neighbours than there can be."""
+    if n_neighbors > n_reference:
+        raise ValueError(
+            f"n_neighbors={n_neighbors} is more than the {n_reference} observations of the reference that have a code and expression: "
+            "use fewer."
+        )
 
 
 def neighbor_weights(similarity: np.ndarray, kind: str, temperature: float = 0.1) -> tuple[np.ndarray, np.ndarray]:

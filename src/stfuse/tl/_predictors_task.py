@@ -17,6 +17,8 @@ from stfuse._views import Views, read_views
 from stfuse.pp._default_views import make_view
 from stfuse.tl._predictors_expression import Expression
 
+UNLIKE = 1.25  # times as large a crop shows other things
+
 
 @dataclass(frozen=True)
 class Neighbors:
@@ -121,9 +123,11 @@ def read_images(data: Any, keys: Mapping[str, Any], who: str, *, table_key: str 
     if who != "reference" and keys.get("library_key") and find_column(data, keys["library_key"], table_key) is None:
         keys["library_key"] = None  # one section needs no column that says so
 
-    def recipe(data: Any, role: str, key: str, library_key: str | None, table_key: str | None) -> np.ndarray:
+    def recipe(
+        data: Any, role: str, key: str, library_key: str | None, table_key: str | None
+    ) -> tuple[np.ndarray, Any]:
         if role == "rna":
-            return np.empty((box.n_obs, 0), np.float32)
+            return np.empty((box.n_obs, 0), np.float32), None
         if is_mudata(box) and role not in box.mod:
             raise KeyError(f"The {who} has no modality 'image'; it has {listing(box.mod)}.")
         if key != _keys.IMAGE:
@@ -147,7 +151,8 @@ def read_images(data: Any, keys: Mapping[str, Any], who: str, *, table_key: str 
 
 
 def check_same_encoder(query: Any, reference: Any, key: str, table_key: str | None) -> None:
-    """Refuse features of different encoders, where the records tell; what is not there yet is made by the default one."""
+    """Refuse features of different encoders or crops, where the records tell; what is not there is made by the default one."""
+    check_same_crops(query, reference, key, table_key)
     from stfuse.pp._feature_job import Request
 
     found = []
@@ -161,6 +166,41 @@ def check_same_encoder(query: Any, reference: Any, key: str, table_key: str | No
         raise ValueError(
             f"obsm[{key!r}] is made by the encoder {found[0]!r} in the query and by {found[1]!r} in the reference: such features "
             "cannot be compared. Call stfuse.pp.image_features with one encoder on both."
+        )
+
+
+def check_same_crops(query: Any, reference: Any, key: str, table_key: str | None) -> None:
+    """Refuse features of crops of unlike size, where both records tell how large their crops are."""
+    sizes = []
+    for data in (query, reference):
+        box = container(data, table_key)
+        source = box.mod["image"] if is_mudata(box) and "image" in box.mod else box
+        record = source.uns.get(key)
+        um = record.get("crop_um") if isinstance(record, Mapping) else None
+        if not isinstance(um, Mapping) or not um:
+            return
+        sizes.append(float(np.median([float(size) for size in um.values()])))
+    if max(sizes) > UNLIKE * min(sizes):
+        raise ValueError(
+            f"obsm[{key!r}] was made of crops of {sizes[0]:.4g} µm in the query and {sizes[1]:.4g} µm in the reference: such "
+            "features cannot be compared. Call stfuse.pp.image_features with one crop_um= on both."
+        )
+
+
+def warn_of_copies(query: Any, reference: Any, key: str, table_key: str | None) -> None:
+    """Warn where observations of the query are in the reference too: they are predicted from themselves."""
+    one, other = container(query, table_key), container(reference, table_key)
+    shared = one.obs_names.intersection(other.obs_names)
+    if query is not reference:
+        if not len(shared) or key not in one.obsm or key not in other.obsm:
+            return
+        a = np.asarray(one.obsm[key])[one.obs_names.get_indexer(shared)]
+        b = np.asarray(other.obsm[key])[other.obs_names.get_indexer(shared)]
+        shared = shared[(a == b).reshape(len(shared), -1).all(axis=1)] if a.shape == b.shape else shared[:0]
+    if len(shared):
+        warn(
+            f"{len(shared)} observations of the query are in the reference too (for example {str(shared[0])!r}): they are predicted "
+            "from themselves, which says nothing of new tissue."
         )
 
 

@@ -23,7 +23,7 @@ def retrieve(
     query: Literal["image", "rna"] = "image",
     target: Literal["image", "rna"] = "rna",
     k: int = 10,
-    use_rep: str = "cameo",
+    use_rep: str = "umpire",
     model: FusionModel | None = None,
     table_key: str | None = None,
     approximate: bool | None = None,
