@@ -609,3 +609,16 @@ def test_groups_that_are_whole_numbers():
     assert whole[1] == pointed[1] == ["1", "2"]
     np.testing.assert_array_equal(whole[0], pointed[0])
     assert _read.read_codes(pd.Series([0.5, 1.0]), "b", "batch_key")[1] == ["0.5", "1.0"]
+
+
+def test_rows_of_zeros_are_told():
+    adata = ad.AnnData(obs=pd.DataFrame(index=[f"s{i}" for i in range(20)]))
+    rng = np.random.default_rng(0)
+    adata.obsm["X_image"], adata.obsm["X_pca"] = rng.normal(size=(2, 20, 4)).astype(np.float32)
+    adata.obsm["X_pca"][:3] = 0
+    with pytest.warns(UserWarning, match="3 rows of obsm.'X_pca'. .the rna view. are all zeros: .*make them NaN"):
+        assert read_views(adata).has_rna.all()
+    adata.obsm["X_pca"][:, 1:] *= rng.random((20, 3)) < 0.5  # counts of a few genes may well be zero
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        read_views(adata)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from stfuse import _keys
 from stfuse._check import did_you_mean
-from stfuse._log import logger
+from stfuse._log import logger, warn
 from stfuse._raw import RawView, no_tokens, read_crops, read_token_view
 from stfuse._read import (
     Container,
@@ -34,6 +34,7 @@ from stfuse._read import (
 )
 from stfuse._tokens import Vocabulary
 
+SPARSE = 0.05  # share of zeros in features of which a row of zeros is nothing unusual
 ROUNDING = 1e-6  # float32 values that differ by less, relative to their size, may be the same number
 
 type Recipe = Callable[[Any, str, str, str | None, str | None], tuple[np.ndarray, dict[str, Any] | None]]
@@ -128,6 +129,11 @@ def _check_view(array: np.ndarray, role: str, key: str) -> np.ndarray:
         )
     if present.sum() == 1:
         raise ValueError(f"The {role} view is there in one observation only: nothing can be learnt from a single row.")
+    empty = present & ~array.any(axis=1)
+    if array.shape[1] > 1 and empty.any() and (array[present & ~empty] == 0).mean() < SPARSE:
+        warn(
+            f"{int(empty.sum())} rows of {what} are all zeros: if the view is missing there, make them NaN, for zeros are learnt from."
+        )
     low, high = np.nanmin(array, 0), np.nanmax(array, 0)
     if bool((high - low <= ROUNDING * np.maximum(np.abs(low), np.abs(high))).all()):
         raise ValueError(f"Every feature of {what} is constant: there is nothing to learn from it.")
