@@ -34,7 +34,7 @@ def embedding(
     vmax: float | str | None = None,
     size: float | None = None,
     alpha: float = 0.9,
-    ncols: int = 3,
+    ncols: int = 4,
     title: str | Sequence[str] | None = None,
     legend: bool = True,
     figsize: tuple[float, float] | None = None,
