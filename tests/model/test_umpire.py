@@ -12,7 +12,8 @@ import stfuse
 from stfuse.datasets import synthetic_tissue
 from stfuse.metrics import recall_at_percent
 from stfuse.model import UMPIRE
-from stfuse.model._context import LinearStart, targets_of, with_neighbors
+from stfuse.model._context import with_neighbors
+from stfuse.model._linear_start import LinearStart, targets_of
 from stfuse.model._training import split_pairs, split_tissue, tensors_of, verdict
 from stfuse.module.linear_start import linear_maps
 from stfuse.module.losses import MAX_LOG_SCALE

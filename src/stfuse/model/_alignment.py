@@ -19,7 +19,7 @@ from stfuse.train._plans import CHUNK, ENCODED, JointPlan
 
 if TYPE_CHECKING:
     from stfuse.model._base import FusionModel
-    from stfuse.model._context import LinearStart
+    from stfuse.model._linear_start import LinearStart
     from stfuse.module.clip import TwoTowers
     from stfuse.module.umpire import AlignedViews, Objective
 

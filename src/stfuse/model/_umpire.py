@@ -6,8 +6,6 @@ import copy
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import numpy as np
-import torch
 from anndata import AnnData
 from torch import Tensor, nn
 
@@ -19,18 +17,17 @@ from stfuse._tokens import Vocabulary
 from stfuse._views import Views
 from stfuse.model._alignment import Alignment, Run, align, presence, unit_codes
 from stfuse.model._base import Codes, FusionModel, pick
-from stfuse.model._context import LinearStart, targets_of, with_neighbors
+from stfuse.model._context import with_neighbors
+from stfuse.model._linear_start import LinearStart, targets_of
 from stfuse.model._pcca import check_pairs
 from stfuse.model._stored import StoredModel
 from stfuse.model._training import check_training
-from stfuse.module.umpire import OBJECTIVES, AlignedViews, Objective, encoded
-from stfuse.train._fit import resolve_device
+from stfuse.model._umpire_encoders import NAMES, Mode, check_choice, encoders_of, output_width, torch_device
+from stfuse.module.umpire import OBJECTIVES, AlignedViews, Objective
 
-Mode = Literal["adapter", "linear", "finetune"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 INITS = ("linear", "random")
 LR, LR_ENCODERS = 1e-3, 1e-4
-NAMES = {"image": ("image_encoder", "crops"), "rna": ("gene_encoder", "gene tokens")}
 
 
 class UMPIRE(FusionModel):
@@ -127,11 +124,11 @@ class UMPIRE(FusionModel):
             init=init,
             context=context,
         )
-        self.encoders_ = _encoders(image_encoder, gene_encoder)
+        self.encoders_ = encoders_of(image_encoder, gene_encoder)
         self.known_genes_: Vocabulary | None = getattr(
             gene_encoder, "vocabulary_", None
         )  # of a model that reads tokens
-        _check_choice(mode, objective, self.encoders_)
+        check_choice(mode, objective, self.encoders_)
         self.widths_: dict[str, int] = {}  # of what the projections get
         self.crop_shape_: list[int] | None = None
         self.vocabulary_: str | None = None  # digest of the tokens' vocabulary
@@ -233,7 +230,7 @@ class UMPIRE(FusionModel):
         self.context_ = bool(self.params_["context"] and not self.encoders_ and views.spatial is not None)
         views = self._beside(views)
         self._measure(views)
-        self.device_ = _torch_device(device)
+        self.device_ = torch_device(device)
         start = LinearStart.of(views, self.context_, seed) if self._starts_linear() else None
         self.report_ = {} if start is None else start.report
         targets = None if start is None else targets_of(views, self.context_)
@@ -285,7 +282,7 @@ class UMPIRE(FusionModel):
             )
         has = presence(views)
         self.widths_ = {
-            v: _output_width(v, self.encoders_[v], views.raw[v], has[v])
+            v: output_width(v, self.encoders_[v], views.raw[v], has[v])
             if v in views.raw
             else getattr(views, v).shape[1]
             for v in _keys.VIEWS
@@ -348,7 +345,7 @@ class UMPIRE(FusionModel):
                 f"The model was trained with {wanted}: give modules of the same kind, into which the weights are put."
             )
         if self.encoders_:
-            self.device_ = _torch_device("auto")
+            self.device_ = torch_device("auto")
 
     @classmethod
     def load(
@@ -394,68 +391,3 @@ class UMPIRE(FusionModel):
             return cls._load(dir_path, adata, image_encoder=image_encoder, gene_encoder=gene_encoder)
         except RuntimeError as error:  # torch's word for weights that do not fit
             raise ValueError(f"The encoders are not of the kind that was trained: {error}") from error
-
-
-def _encoders(image: nn.Module | None, gene: nn.Module | StoredModel | None) -> dict[str, nn.Module]:
-    """Encoders by view; of a trained model of stfuse its module."""
-    found: dict[str, nn.Module] = {}
-    for view, encoder in (("image", image), ("rna", gene)):
-        module = encoder.module if isinstance(encoder, StoredModel) else encoder
-        if encoder is not None and module is None:
-            raise ValueError(
-                f"{NAMES[view][0]} is a {type(encoder).__name__} that is not trained yet: call .train() first."
-            )
-        if module is not None and not isinstance(module, nn.Module):
-            raise TypeError(f"{NAMES[view][0]} must be a torch.nn.Module or None, got {type(module).__name__}.")
-        if module is not None:
-            found[view] = module
-    return found
-
-
-def _check_choice(mode: Mode, objective: Objective, encoders: dict[str, nn.Module]) -> None:
-    """Refuse what does not go together."""
-    if mode == "finetune" and not encoders:
-        raise ValueError(
-            "mode='finetune' trains encoders end to end and got none: pass image_encoder= (crops), gene_encoder= (tokens) or both, "
-            "also to load; or use mode='adapter' or 'linear' on features."
-        )
-    if mode != "finetune" and encoders:
-        given = " and ".join(f"{NAMES[view][0]}=" for view in encoders)
-        raise ValueError(f"{given} is for mode='finetune'; mode={mode!r} stands on features and takes no encoder.")
-    if objective == "reconstruction" and "rna" in encoders:
-        raise ValueError(
-            "objective='reconstruction' predicts the features in obsm[rna_key] from the image: leave gene_encoder= and "
-            "tokens_key= out."
-        )
-
-
-def _torch_device(device: str) -> str:
-    """Where codes are computed: where the model was trained."""
-    accelerator, devices = resolve_device(device)
-    if accelerator != "gpu":
-        return accelerator
-    return f"cuda:{devices[0]}" if isinstance(devices, list) else "cuda"
-
-
-def _output_width(view: str, encoder: nn.Module, x: np.ndarray, has: np.ndarray) -> int:
-    """How many features an encoder gives, tried on two rows; for tokens one of them is the row with the largest."""
-    rows = np.flatnonzero(has)
-    rows = np.unique([rows[0], rows[x[rows].max(1).argmax()] if view == "rna" else rows[-1]])
-    name, what = NAMES[view]
-    given = torch.from_numpy(x[rows])
-    given = given.long() if view == "rna" else given.float()
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            out = encoded(copy.deepcopy(encoder).cpu().eval(), given)
-    except Exception as error:
-        largest = f" and the largest token {int(given.max())}" if view == "rna" else ""
-        raise ValueError(
-            f"{name} fails on {what} of shape {tuple(given.shape)}{largest}: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != rows.size:
-        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(
-            f"{name} must give one row of features for each observation, {rows.size} x width; of {what} of shape "
-            f"{tuple(given.shape)} it made {shape}."
-        )
-    return int(out.shape[1])
