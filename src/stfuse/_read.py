@@ -78,6 +78,15 @@ def check_names(names: pd.Index, where: str) -> None:
         )
 
 
+def check_genes(names: pd.Index, where: str) -> None:
+    """Refuse duplicated gene names: columns could not be told apart."""
+    if not names.is_unique:
+        example = str(names[names.duplicated()][0])
+        raise ValueError(
+            f"var_names of {where} are not unique (for example {example!r}): call .var_names_make_unique() first."
+        )
+
+
 def as_matrix(values: Any, what: str) -> np.ndarray:
     """Turn an ``obsm`` entry into a 2-d float array."""
     if isinstance(values, pd.DataFrame):

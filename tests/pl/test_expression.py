@@ -238,3 +238,18 @@ def test_bad_objects(section):
         stfuse.pl.expression(section, "gene2")
     with pytest.raises(TypeError, match="Expected AnnData"):
         stfuse.pl.expression(np.ones((3, 3)), "gene2")
+
+
+@pytest.mark.parametrize(("scale", "wanted"), [("shared", [None]), ("free", ["log1p", None])])
+def test_bars_name_the_unit_of_counts(section, scale, wanted):
+    section.X = np.random.default_rng(0).poisson(2.0, section.shape).astype(np.float32)
+    section.layers["predicted"] = section.X + 0.5
+    section.layers["both"] = section.X.copy()
+
+    def titles(**options):
+        axes = stfuse.pl.expression(section, "gene2", scale=scale, **options)
+        return [bar.get_title(loc="left") or None for ax in axes for bar in ax.child_axes]
+
+    # one bar for two units says neither
+    assert titles() == wanted
+    assert titles(predicted_layer="both") == ["log1p"] * len(wanted)

@@ -83,7 +83,7 @@ def test_several_objects():
     objects = [coded(seed=1), coded(80, seed=2)]
     del objects[1].obsm["X_clip_rna"]
     ax = stfuse.pl.retrieval(objects, query="image")
-    assert words(ax) == ["chance", "mine"]  # what all have
+    assert words(ax) == ["mean of 2, band: lowest to highest", "chance", "mine"]  # what all have
     codes = [(a.obsm["X_mine_image"], a.obsm["X_mine_rna"]) for a in objects]
     expected = np.mean([recall_at_percent(*pair, PERCENT.tolist()) for pair in codes], axis=0)
     np.testing.assert_allclose(curve(ax, "mine")[1], expected)
@@ -193,3 +193,11 @@ def test_objects_without_pairs():
         stfuse.pl.retrieval(adata)
     with pytest.raises(ValueError, match="one panel"):
         stfuse.pl.retrieval(coded(), ax=plt.subplots()[1])
+
+
+def test_what_the_band_is():
+    def words(data):
+        return [text.get_text() for text in stfuse.pl.retrieval(data, methods="mine", query="image").texts]
+
+    assert not any("band" in word for word in words(coded()))
+    assert "mean of 3, band: lowest to highest" in words([coded()] * 3)

@@ -264,7 +264,7 @@ def test_arguments():
     with pytest.raises(ValueError, match=r"would overwrite obsm\['mine'\]"):
         rank_tokens(adata, key_added="mine")
     adata.var_names = ["same"] * 40
-    with pytest.raises(ValueError, match="var_names are not unique"):
+    with pytest.raises(ValueError, match="var_names of the data are not unique"):
         rank_tokens(adata)
     mudata = pytest.importorskip("mudata")
     with pytest.raises(TypeError, match=r'pass the modality, for example mdata\["rna"\]'):

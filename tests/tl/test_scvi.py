@@ -94,3 +94,9 @@ def test_bad_input_changes_nothing(bulb, contents, options, error, message):
     with pytest.raises(error, match=message):
         stfuse.tl.scvi(bulb, **(FAST | options))
     np.testing.assert_equal(contents(bulb), before)
+
+
+def test_duplicated_genes_are_refused(bulb):
+    bulb.var_names = [bulb.var_names[0], *bulb.var_names[:-1]]
+    with pytest.raises(ValueError, match="var_names of the data are not unique"):
+        stfuse.tl.scvi(bulb, **FAST)

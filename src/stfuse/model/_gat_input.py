@@ -61,8 +61,7 @@ def read_input(
     if adata.n_obs == 0:
         raise ValueError("There are no observations.")
     _read.check_names(adata.obs_names, "the data")
-    if not adata.var_names.is_unique:
-        raise ValueError("var_names are not unique: call .var_names_make_unique() first.")
+    _read.check_genes(adata.var_names, "the data")
     places = read_places(adata, spatial_key)
     section, sections = _read.read_sections(adata, library_key)
     counts, total, present = present_counts(adata, layer, mend=MEND, whole=whole)

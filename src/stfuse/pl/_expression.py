@@ -31,16 +31,18 @@ from stfuse.pl._spatial import NARROW, chosen_sections, draw_circles
 from stfuse.pl._tissue import Section, draw_section, read_tissue, windows
 
 NAME = 0.24  # inches for the name of a row
+LOG = "log1p"
 FEW = 3  # genes of one section
 TALL, SMALLEST = 11, 0.6  # inches of all rows, above which panels shrink, to this share of their width at most
 
 
 class Pair(NamedTuple):
-    """One gene: what was measured and what was predicted, each with its colour scale."""
+    """One gene: what was measured and what was predicted, each with its colour scale and the unit, where it is known."""
 
     gene: str
     values: tuple[Color, Color]
     scales: tuple[ScalarMappable, ScalarMappable]
+    units: tuple[str | None, str | None]
 
 
 def expression(
@@ -73,8 +75,8 @@ def expression(
     sections stand side by side, with two rows for each gene, truth above prediction. The title of each prediction is its gene's Pearson correlation over the
     observations drawn in that section, not defined where the truth is constant.
 
-    Counts (whole numbers, none negative) are drawn as log1p of 10,000 an observation, whichever of the two holds them; everything
-    else as it is.
+    Counts (whole numbers, none negative) are drawn as log1p of 10,000 an observation, whichever of the two holds them, and the colour
+    bar says `log1p`; everything else is drawn as it is.
 
     Parameters
     ----------
@@ -171,10 +173,16 @@ def expression(
         library_id,
     )
     holder = _holder(query, predicted_layer, table_key)
-    truth, predicted = (_columns(query, holder, names, layer, table_key) for layer in (truth_layer, predicted_layer))
+    (truth, true_unit), (predicted, unit) = (
+        _columns(query, holder, names, layer, table_key) for layer in (truth_layer, predicted_layer)
+    )
     shown = np.concatenate([s.rows for s in sections])
     _check_predicted(predicted[shown], names, predicted_layer)
-    pairs = [_pair(name, truth[:, i], predicted[:, i], shown, scale, cmap, vmin, vmax) for i, name in enumerate(names)]
+    units = (true_unit, unit)
+    pairs = [
+        _pair(name, (truth[:, i], predicted[:, i]), units, shown, scale, cmap, vmin, vmax)
+        for i, name in enumerate(names)
+    ]
     correlations = np.array([gene_pearson(truth[s.rows], predicted[s.rows]) for s in sections])
 
     figure = _Figure(sections, pairs, correlations, ncols, scale == "shared", legend)
@@ -207,11 +215,12 @@ def _no_layer(layer: str, there: Sequence[Any]) -> str:
     )
 
 
-def _columns(query: Any, holder: AnnData, names: list[str], layer: str | None, table_key: str | None) -> np.ndarray:
-    """Read genes of a layer as n x genes; counts log-normalised, NaN where the modality lacks an observation."""
-    columns = holder.var_names.get_indexer_for(names) if holder.var_names.is_unique else None
-    if columns is None:
-        raise ValueError("var_names are not unique: call .var_names_make_unique() first.")
+def _columns(
+    query: Any, holder: AnnData, names: list[str], layer: str | None, table_key: str | None
+) -> tuple[np.ndarray, str | None]:
+    """Read genes of a layer as n x genes, NaN where the modality lacks an observation; counts log-normalised, which the unit says."""
+    _read.check_genes(holder.var_names, "the data")
+    columns = holder.var_names.get_indexer(names)
     if (columns < 0).any():
         missing = [name for name, column in zip(names, columns, strict=True) if column < 0]
         hint = did_you_mean(missing[0], holder.var_names)
@@ -228,16 +237,17 @@ def _columns(query: Any, holder: AnnData, names: list[str], layer: str | None, t
     values = matrix[:, columns]
     values = np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float64)
     # a part tells most matrices apart, before all of a large one is read
-    if holds_counts(values) and holds_counts(matrix):
+    unit = LOG if holds_counts(values) and holds_counts(matrix) else None
+    if unit is not None:
         where = "X" if layer is None else f"layers[{layer!r}]"
         logger.info("%s holds counts: log1p of 10,000 an observation is drawn", where)
         total = np.asarray(matrix.sum(axis=1), dtype=np.float64).reshape(-1, 1)
         values = np.log1p(values * np.divide(1e4, total, out=np.full_like(total, np.nan), where=total > 0))
     box = _read.container(query, table_key)
     if not _read.is_mudata(box):
-        return values
+        return values, unit
     name = next(name for name, part in box.mod.items() if part is holder)
-    return _read.spread(box, name, values)
+    return _read.spread(box, name, values), unit
 
 
 def _check_predicted(predicted: np.ndarray, names: list[str], layer: str) -> None:
@@ -251,22 +261,22 @@ def _check_predicted(predicted: np.ndarray, names: list[str], layer: str) -> Non
 
 def _pair(
     gene: str,
-    truth: np.ndarray,
-    predicted: np.ndarray,
+    both: tuple[np.ndarray, np.ndarray],
+    units: tuple[str | None, str | None],
     shown: np.ndarray,
     scale: str,
     cmap: str,
     vmin: float | str | None,
     vmax: float | str | None,
 ) -> Pair:
-    values = Color(gene, truth, {}), Color(gene, predicted, {})
+    values = Color(gene, both[0], {}), Color(gene, both[1], {})
     if scale == "free":
         made = [number_scale(color, shown, cmap, vmin, vmax) for color in values]
     else:
-        both = Color(gene, np.concatenate([truth[shown], predicted[shown]]), {})
-        made = [number_scale(both, np.arange(len(both.values)), cmap, vmin, vmax)] * 2
+        joined = Color(gene, np.concatenate([part[shown] for part in both]), {})
+        made = [number_scale(joined, np.arange(len(joined.values)), cmap, vmin, vmax)] * 2
     first, second = (mappable for mappable in made if mappable is not None)
-    return Pair(gene, values, (first, second))
+    return Pair(gene, values, (first, second), units)
 
 
 # panels
@@ -314,9 +324,14 @@ class _Figure:
                 panels[0].set_ylabel("predicted" if kind else pair.gene, fontsize=TITLE_SIZE, labelpad=3)
                 panels[0].yaxis.label.set_fontweight("normal" if kind else "bold")
             if self.bars[kind]:
-                draw_legend(panels[-1], pair.values[kind], height, pair.scales[kind], None)
+                draw_legend(panels[-1], pair.values[kind], height, pair.scales[kind], self._unit(pair, kind))
             ordered.setdefault((number, kind), []).extend(panels)
         return [panel for panels in ordered.values() for panel in panels]
+
+    def _unit(self, pair: Pair, kind: int) -> str | None:
+        """What the bar of a panel says above it: one bar for truth and prediction only if both are in that unit."""
+        first, second = pair.units
+        return pair.units[kind] if self.bars[1 - kind] else first if first == second else None
 
     def _room(self, number: int, kind: int, height: float) -> float:
         pair = self.pairs[number]

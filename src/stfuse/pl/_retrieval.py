@@ -24,6 +24,7 @@ CHANCE = "#777777"
 READABLE = 0.64  # brightness of the lightest text on white
 # sections of fewer observations find a partner among the nearest few % by chance
 FEWEST = 2
+BAND = 0.25  # opacity
 _TITLES = {"image": "image finds expression", "rna": "expression finds image"}
 
 type Curves = dict[str, np.ndarray]  # method -> objects or sections x percentages
@@ -236,12 +237,16 @@ def _draw(ax: Axes, percent: np.ndarray, curves: Curves, colors: list[str]) -> N
     ax.plot([0, end], [0, end / 100], color=CHANCE, lw=1.2, ls=":", label="chance")
     for (word, values), color in zip(curves.items(), colors, strict=True):
         if len(values) > 1:
-            ax.fill_between(percent, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
+            ax.fill_between(percent, values.min(0), values.max(0), color=color, alpha=BAND, lw=0)
         # a recall of 1 lies on the edge, which would cut the line in half
         ax.plot(percent, values.mean(0), color=color, lw=1.8, label=word, clip_on=False)
     ax.set(xlim=(0, end), ylim=(0, 1))
     ax.set_xlabel("nearest references looked at (%)", fontsize=TEXT)
     ax.set_ylabel("recall", fontsize=TEXT)
+    several = max(len(values) for values in curves.values())
+    if several > 1:
+        words = f"mean of {several}, band: lowest to highest"
+        ax.text(0.98, 0.03, words, ha="right", fontsize=TEXT - 1, color=CHANCE, transform=ax.transAxes)
     ax.tick_params(labelsize=TEXT - 1)
     ax.spines[["top", "right"]].set_visible(False)
     means = [np.array([0.0, end / 100]), *(values.mean(0) for values in curves.values())]

@@ -132,8 +132,7 @@ def make_tokens(
     rounded: bool = False,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Compute what `rank_tokens` writes, tokens and their record, and change nothing."""
-    if not adata.var_names.is_unique:
-        raise ValueError("var_names are not unique: call .var_names_make_unique() first.")
+    _read.check_genes(adata.var_names, "the data")
     counts = _distinct(raw_counts(adata, layer, mend=MEND, whole=True))
     vocabulary = _own_vocabulary(counts, adata.var_names) if reference is None else reference
     if rounded:

@@ -171,8 +171,7 @@ def _loadings_of(reference: AnnData, key: str) -> pd.DataFrame:
 def _project(adata: AnnData, loadings: pd.DataFrame, layer: str | None) -> np.ndarray:
     """Components of new observations along the reference's axes."""
     counts, total, present = present_counts(adata, layer)
-    if not adata.var_names.is_unique:
-        raise ValueError("var_names are not unique: call .var_names_make_unique() first.")
+    _read.check_genes(adata.var_names, "the data")
     where = adata.var_names.get_indexer(loadings.index)
     known = where >= 0
     if 2 * known.sum() < known.size:

@@ -12,7 +12,7 @@ from anndata import AnnData
 from stfuse import _keys, _record
 from stfuse._check import check_flag, check_number, check_seed, check_target, check_text
 from stfuse._log import logger, warn
-from stfuse._read import check_names, container, is_mudata, read_coordinates
+from stfuse._read import check_genes, check_names, container, is_mudata, read_coordinates
 
 if TYPE_CHECKING:
     from stfuse.model._base import FusionModel
@@ -285,11 +285,8 @@ def _check_query(box: Any, key: str, image_key: str, layer_of_query: str | None)
                 f"key_added={key!r} would overwrite obs[{column!r}], which this function did not write: choose another name, or "
                 "delete it first."
             )
-    if layer_of_query is not None and not box.var_names.is_unique:
-        twice = box.var_names[box.var_names.duplicated()][0]
-        raise ValueError(
-            f"var_names of the query are not unique (for example {str(twice)!r}): call .var_names_make_unique() first."
-        )
+    if layer_of_query is not None:
+        check_genes(box.var_names, "the query")
 
 
 def _columns(key: str) -> tuple[str, str]:

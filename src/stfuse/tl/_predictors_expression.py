@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix, issparse
 
 from stfuse._check import did_you_mean
 from stfuse._log import warn
-from stfuse._read import Container, container, is_mudata, listing
+from stfuse._read import Container, check_genes, container, is_mudata, listing
 from stfuse.metrics._expression import holds_counts
 from stfuse.pp._recipe import log_normalise
 
@@ -48,11 +48,7 @@ def read_expression(
     box = container(data, table_key)
     source = _source(box, who)
     where = "X" if layer is None else f"layers[{layer!r}]"
-    if not source.var_names.is_unique:
-        twice = source.var_names[source.var_names.duplicated()][0]
-        raise ValueError(
-            f"var_names of the {who} are not unique (for example {str(twice)!r}): call .var_names_make_unique() first."
-        )
+    check_genes(source.var_names, f"the {who}")
     columns = _columns(source.var_names, genes, who)
     values = _load(source, layer, who)
     values = _checked(values, where, who)

@@ -141,6 +141,7 @@ def _private(
 ) -> tuple[AnnData, np.ndarray]:
     """Counts of the chosen genes in an AnnData of its own, and the rows of ``table`` that it holds."""
     _read.check_names(table.obs_names, "the data")
+    _read.check_genes(table.var_names, "the data")
     batch = None
     if batch_key is not None:
         codes, names = _read.read_codes(_read.read_column(table, batch_key), batch_key, "batch_key")
