@@ -141,7 +141,7 @@ def _nothing(adata):
         (_nan, {}, ValueError, "missing or infinite"),
         (_nothing, {}, ValueError, "Only 0 of .* have counts"),
         (_alone, {}, ValueError, "is alone in its section"),
-        (_twins, {}, ValueError, "var_names are not unique"),
+        (_twins, {}, ValueError, "var_names of the data are not unique"),
         (_foreign, {}, ValueError, "no record of this function"),
         (_foreign_codes, {}, ValueError, "has no record"),
         (None, {"key_added": "a/b"}, ValueError, "slash"),
