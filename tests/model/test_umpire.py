@@ -234,7 +234,7 @@ def test_blocks_of_tissue_are_held_out(small):
     for nothing in (0.0, 0.2):
         bare = replace(views, spatial=None)
         some = split_tissue(bare, nothing, 0)
-        np.testing.assert_array_equal(some[1], split_pairs(bare, nothing, 0)[1])
+        np.testing.assert_array_equal(some[1], split_pairs(bare.paired, nothing, 0)[1])
 
 
 def test_held_out_pairs_are_scored_by_what_is_predicted(small):

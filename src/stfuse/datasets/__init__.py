@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_mob": ["mob"],
         "_progeny": ["progeny"],
         "_synthetic": ["synthetic_tissue"],
+        "_synthetic_cells": ["synthetic_cells"],
         "_tiles": ["export_tiles", "read_tiles"],
     },
 )

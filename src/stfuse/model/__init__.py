@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
         "_abmil": ["ABMIL"],
+        "_sigmma": ["SIGMMA"],
         "_aestetik": ["AESTETIK"],
         "_cameo": ["CAMEO"],
         "_clip": ["CLIP"],

@@ -120,7 +120,7 @@ def align(run: Run) -> tuple[Any, pd.DataFrame]:
     fraction, seed = run.settings.validation_fraction, run.seed
     piece = None
     if run.targets is None:
-        pairs, held_out = split_pairs(run.views, fraction, seed)
+        pairs, held_out = split_pairs(run.views.paired, fraction, seed)
     else:
         pairs, held_out, piece = split_tissue(run.views, fraction, seed)
     everything = np.union1d(pairs, held_out)

@@ -231,7 +231,7 @@ class CAMEO(FusionModel):
     # -- the published network ----------------------------------------------------------------------------------------
 
     def _train_published(self, views: Views, settings: Adversarial, fraction: float, run: dict[str, Any]) -> None:
-        pairs, held_out = split_pairs(views, fraction, run["seed"])
+        pairs, held_out = split_pairs(views.paired, fraction, run["seed"])
         module = PublishedTranslator(views.image.shape[1], views.rna.shape[1])
         for name, x, has in (("image", views.image, views.has_image), ("rna", views.rna, views.has_rna)):
             module.standard.fit_moments(name, x, np.flatnonzero(has))
@@ -261,7 +261,7 @@ class CAMEO(FusionModel):
     def _train_anchored(self, views: Views, settings: Adversarial, fraction: float, run: dict[str, Any]) -> None:
         check_pairs(views, 2, "CAMEO")
         seed, all_pairs = run["seed"], np.flatnonzero(views.paired)
-        pairs, held_out = split_pairs(views, fraction, seed)
+        pairs, held_out = split_pairs(views.paired, fraction, seed)
         history, epochs, trust = None, 0, {}
         if run["max_epochs"] and held_out.size and all_pairs.size >= MIN_PAIRS_TO_TRAIN:
             trial, tensors = self._anchored_module(views, pairs, run)

@@ -29,9 +29,9 @@ def check_training(validation_fraction: float, patience: int | None, *, weight_d
         raise ValueError(f"patience must be None or at least 1, got {patience}.")
 
 
-def split_pairs(views: Views, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_pairs(paired: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Pairs for training and pairs held out for validation; none are held out when there are too few to tell anything."""
-    pairs = np.flatnonzero(views.paired)
+    pairs = np.flatnonzero(paired)
     n = min(round(fraction * pairs.size), MAX_HELD_OUT)
     if n < 2 or pairs.size < MIN_HELD_OUT:
         return pairs, pairs[:0]
@@ -47,7 +47,7 @@ def split_tissue(views: Views, fraction: float, seed: int) -> tuple[np.ndarray, 
     """
     pairs = np.flatnonzero(views.paired)
     if fraction == 0 or views.spatial is None:
-        some, out = split_pairs(views, fraction, seed)
+        some, out = split_pairs(views.paired, fraction, seed)
         return some, out, np.arange(out.size)
     rng = np.random.default_rng(seed)
     fraction = min(fraction, MAX_HELD_OUT / pairs.size)

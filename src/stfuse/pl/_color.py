@@ -14,6 +14,7 @@ from matplotlib.colors import Normalize, is_color_like, to_hex, to_rgba_array
 
 from stfuse import _keys, _read
 from stfuse._check import check_number, check_text, did_you_mean
+from stfuse._labels import read_classes
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart, and four more for the way up to twelve.
 PALETTE = (
@@ -63,6 +64,16 @@ def read_color(
         return Color(key, column.to_numpy(dtype=float, na_value=np.nan), {})
     categories = _categories(column)
     return Color(key, categories, _category_colors(box, key, list(categories.categories), palette))
+
+
+def read_groups(data: Any, key: str, *, palette: Palette = None, table_key: str | None) -> Color:
+    """Read a column of `obs` that holds groups, also where these are whole numbers."""
+    column = _read.read_column(data, key, table_key)
+    color = read_color(data, key, palette=palette, table_key=table_key)
+    if color.categorical:
+        return color
+    codes, names = read_classes(column, key)
+    return Color(key, pd.Categorical.from_codes(codes, names), named_colors(names, palette))
 
 
 def _categories(column: pd.Series) -> pd.Categorical:

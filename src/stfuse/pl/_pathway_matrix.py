@@ -72,13 +72,13 @@ def marked(mean: pd.DataFrame, table: pd.DataFrame | None, max_padj: float) -> M
         for name in ("ranked", "sure")
     ]
     reference = str(table["reference"].iloc[0])
-    against = "the rest" if reference == REST else _short(reference, 28)
+    against = "the rest" if reference == REST else shorten(reference, 28)
     first = f"padj < {max_padj:g}\nagainst {against}"
     keys = {f"{first},\nsame sign in every section": True, "sections disagree": False} if several else {first: True}
     return Matrix(mean, parts[0].to_numpy(), parts[1].to_numpy(), keys)
 
 
-def _short(text: str, longest: int = LONGEST) -> str:
+def shorten(text: str, longest: int = LONGEST) -> str:
     """Leave out the middle of a long name: names of pathways differ at both ends."""
     return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest - longest // 2 - 1) :]}"
 
@@ -86,7 +86,7 @@ def _short(text: str, longest: int = LONGEST) -> str:
 def _row_names(names: Sequence[str]) -> list[str]:
     shared = os.path.commonprefix(list(names)) if len(names) > 1 else ""
     start = shared.rfind("_") + 1
-    return [_short(name[start:]) for name in names]
+    return [shorten(name[start:]) for name in names]
 
 
 def draw_matrix(
@@ -95,16 +95,16 @@ def draw_matrix(
     """Draw into the axes given, or into a figure that has the room that the names and the key need."""
     values = matrix.mean.to_numpy()
     n_rows, n_columns = values.shape
-    rows, columns = _row_names(list(matrix.mean.index)), [_short(str(name), 28) for name in matrix.mean.columns]
+    rows, columns = _row_names(list(matrix.mean.index)), [shorten(str(name), 28) for name in matrix.mean.columns]
     across = max(map(text_width, columns))
     cell = float(np.clip(4.2 / n_columns, 0.3, 0.62))
     tilted = across > cell - 0.05
     if ax is None:
         below = TITLE + (across * math.sqrt(0.5) + 0.15 if tilted else 0.15)
-        ax = _axes((cell * n_columns, CELL * n_rows), max(map(text_width, rows)) + 0.15, below, matrix, figsize)
+        ax = matrix_axes((cell * n_columns, CELL * n_rows), max(map(text_width, rows)) + 0.15, below, matrix, figsize)
     else:
-        tilted = across > _width_of(ax) / n_columns - 0.05
-    limit = _limit(values) if vmax is None else vmax
+        tilted = across > width_of(ax) / n_columns - 0.05
+    limit = limit_of(values) if vmax is None else vmax
     norm = Normalize(-limit, limit)
     scale = ScalarMappable(norm, colormaps[cmap])
     ax.imshow(values, cmap=scale.cmap, norm=norm, aspect="auto", interpolation="nearest")
@@ -115,34 +115,43 @@ def draw_matrix(
     ax.set_xlabel(groupby, fontsize=TEXT)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    _draw_marks(ax, matrix, scale)
-    _draw_key(ax, matrix, scale)
+    draw_marks(ax, matrix, scale)
+    draw_key(ax, matrix, scale, "mean activity (SD)")
     return ax
 
 
-def _limit(values: np.ndarray) -> float:
+def limit_of(values: np.ndarray) -> float:
     """End of the scale: the largest mean, unless a small extreme group would make all others fade."""
     largest, usual = (float(np.quantile(np.abs(values), q)) for q in (1.0, 0.9))
     limit = min(largest, 2 * usual) or largest
     return limit if limit > 1e-6 else 1.0  # what is left of rounding is no activity
 
 
-def _beyond(values: np.ndarray, norm: Any) -> str:
+def beyond(values: np.ndarray, norm: Any) -> str:
     """Name the ends of a colour bar at which means lie off the scale."""
     return {(True, True): "both", (True, False): "min", (False, True): "max"}.get(
         (values.min() < norm.vmin, values.max() > norm.vmax), "neither"
     )
 
 
-def _axes(panel: tuple[float, float], left: float, below: float, matrix: Matrix, figsize: Any) -> Axes:
-    """Make a figure that holds the panel, the names at its sides and the key to its right."""
+def matrix_axes(
+    panel: tuple[float, float],
+    left: float,
+    below: float,
+    matrix: Matrix,
+    figsize: Any,
+    *,
+    above: float = 0.0,
+    side: float = 0.0,
+) -> Axes:
+    """Make a figure that holds the panel, the names at its sides and the key to its right, ``side`` inches from it."""
     width, height = panel
     key = max([0.75, *(text_width(line) + 0.5 for text in matrix.keys for line in text.split("\n"))])
-    tall = max(height, BAR_HEIGHT[0] + _key_height(matrix))
-    total = (MARGIN + left + width + 0.18 + key + MARGIN, MARGIN + tall + below + MARGIN)
+    tall = max(height + below, BAR_HEIGHT[0] + _key_height(matrix))
+    total = (MARGIN + left + width + side + 0.18 + key + MARGIN, MARGIN + above + tall + MARGIN)
     figure = plt.figure(figsize=figsize or total)
     return figure.add_axes(
-        ((MARGIN + left) / total[0], 1 - (MARGIN + height) / total[1], width / total[0], height / total[1])
+        ((MARGIN + left) / total[0], 1 - (MARGIN + above + height) / total[1], width / total[0], height / total[1])
     )
 
 
@@ -150,11 +159,11 @@ def _key_height(matrix: Matrix) -> float:
     return 0.17 * sum(text.count("\n") + 1 for text in matrix.keys) + 0.25 if matrix.keys else 0.0
 
 
-def _width_of(ax: Axes) -> float:
+def width_of(ax: Axes) -> float:
     return float(ax.get_window_extent().width / ax.figure.dpi)
 
 
-def _draw_marks(ax: Axes, matrix: Matrix, scale: ScalarMappable) -> None:
+def draw_marks(ax: Axes, matrix: Matrix, scale: ScalarMappable) -> None:
     shade = scale.to_rgba(matrix.mean.to_numpy())[..., :3] @ [0.299, 0.587, 0.114]
     for cells, filled in ((matrix.sure, True), (matrix.ranked & ~matrix.sure, False)):
         if not np.any(cells):
@@ -165,24 +174,24 @@ def _draw_marks(ax: Axes, matrix: Matrix, scale: ScalarMappable) -> None:
         ax.scatter(x, y, s=13, c=ink, marker="o" if filled else "x", linewidths=0.8)
 
 
-def _draw_key(ax: Axes, matrix: Matrix, scale: ScalarMappable) -> None:
+def draw_key(ax: Axes, matrix: Matrix, scale: ScalarMappable, label: str, side: float = 0.0) -> Any:
     """Put the colour bar to the right, and what the marks mean below it; lengths in inches, whatever the panel."""
-    width, height = _width_of(ax), height_of(ax)
+    width, height = width_of(ax), height_of(ax)
     bar_height = float(np.clip(0.5 * height, *BAR_HEIGHT))
-    inset = ax.inset_axes((1 + 0.18 / width, 1 - bar_height / height, BAR_WIDTH / width, bar_height / height))
-    bar: Any = ax.figure.colorbar(scale, cax=inset, extend=_beyond(matrix.mean.to_numpy(), scale.norm))
+    inset = ax.inset_axes((1 + (0.18 + side) / width, 1 - bar_height / height, BAR_WIDTH / width, bar_height / height))
+    bar: Any = ax.figure.colorbar(scale, cax=inset, extend=beyond(matrix.mean.to_numpy(), scale.norm))
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=TEXT - 1, length=2)
     bar.locator = MaxNLocator(5)
     bar.update_ticks()
-    bar.set_label("mean activity (SD)", fontsize=TEXT)
+    bar.set_label(label, fontsize=TEXT)
     if not matrix.keys:
-        return
+        return bar
     handles = [
         Line2D([], [], marker="o" if filled else "x", ls="", ms=3.6, mew=0.8, color=INK, label=text)
         for text, filled in matrix.keys.items()
     ]
-    place = (1 + 0.1 / width, 1 - (bar_height + 0.12) / height)
+    place = (1 + (0.1 + side) / width, 1 - (bar_height + 0.12) / height)
     ax.legend(
         handles=handles,
         loc="upper left",
@@ -192,3 +201,4 @@ def _draw_key(ax: Axes, matrix: Matrix, scale: ScalarMappable) -> None:
         handletextpad=0.2,
         borderaxespad=0,
     )
+    return bar

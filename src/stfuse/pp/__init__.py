@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_encoders": ["encoders"],
         "_hide_pairs": ["hide_pairs"],
         "_image_features": ["image_features"],
+        "_cell_graph": ["cell_graph"],
         "_neighbor_mean": ["neighbor_mean"],
         "_normalize_stain": ["normalize_stain"],
         "_rank_tokens": ["rank_tokens"],

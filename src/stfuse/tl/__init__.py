@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_pcca": ["pcca"],
         "_clip": ["clip"],
         "_umpire": ["umpire"],
+        "_sigmma": ["sigmma"],
         "_concat": ["concat"],
         "_neighbor_mean": ["neighbor_mean"],
         "_visiumformer": ["visiumformer"],
@@ -26,5 +27,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_tune": ["tune"],
         "_pathways": ["pathways"],
         "_rank_pathways": ["rank_pathways"],
+        "_niches": ["niches"],
     },
 )

@@ -57,19 +57,19 @@ class Bags:
         The generator is one of the tiles' device. Without a number, or where no slide has more, all tiles are taken.
         """
         sizes = self.sizes[slides]
-        positions = _ranges(self.offsets[slides], sizes, self.rows.device)
+        positions = ranges(self.offsets[slides], sizes, self.rows.device)
         if n_tiles is not None and bool((sizes > n_tiles).any()):
             # shuffle all tiles within their slides by one sort, then take the first ones of each slide
             bag = torch.repeat_interleave(sizes.to(positions.device), output_size=positions.numel())
             chance = torch.randint(1 << KEY_BITS, (positions.numel(),), generator=generator, device=positions.device)
             positions = positions[((bag << KEY_BITS) + chance).argsort()]
             kept = sizes.clamp(max=n_tiles)
-            positions = positions[_ranges(sizes.cumsum(0) - sizes, kept, positions.device)]
+            positions = positions[ranges(sizes.cumsum(0) - sizes, kept, positions.device)]
             sizes = kept
         return self.rows[positions], torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
 
-def _ranges(starts: Tensor, sizes: Tensor, device: torch.device) -> Tensor:
+def ranges(starts: Tensor, sizes: Tensor, device: torch.device) -> Tensor:
     """Ranges of these starts and lengths, one after another."""
     total = int(sizes.sum())
     shift = (starts - (sizes.cumsum(0) - sizes)).to(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -39,6 +39,17 @@ class ViewTensors:
         return self.image if view == "image" else self.rna
 
 
+class Paired(Protocol):
+    """Data that is dealt by pairs alone: rows of ``pairs``."""
+
+    @property
+    def pairs(self) -> Tensor:
+        """Rows of the pairs."""
+
+    def to(self, device: torch.device) -> Paired:
+        """Move everything to a device."""
+
+
 class Batches(Protocol):
     """Index batches of an epoch over data that can be moved to a device; processes take turns."""
 
@@ -65,10 +76,15 @@ class StepBatches:
     instead, equally many pairs each: contrastive losses compare all pairs of a step, on whatever device they lie.
     """
 
-    def __init__(self, data: ViewTensors, batch_size: int, seed: int, *, pairs_only: bool = False) -> None:
-        self.data, self.batch_size, self.seed, self.pairs_only = data, batch_size, seed, pairs_only
+    def __init__(
+        self, data: ViewTensors | Paired, batch_size: int, seed: int, *, pairs_only: bool = False
+    ) -> None:  # fmt: skip
+        self.data = cast("Any", data)
+        self.batch_size, self.seed, self.pairs_only = batch_size, seed, pairs_only
         self.epoch, self.rank, self.world = 0, 0, 1
-        longest = data.pairs.numel() if pairs_only else max(data.rows_image.numel(), data.rows_rna.numel())
+        longest = data.pairs.numel()
+        if not pairs_only:
+            longest = max(rows.numel() for rows in (self.data.rows_image, self.data.rows_rna))
         self.steps = max(MIN_STEPS, -(-longest // batch_size))
 
     def to(self, device: torch.device) -> None:

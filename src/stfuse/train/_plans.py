@@ -92,6 +92,12 @@ class Plan(lp.LightningModule):
         self.epochs.append(self.trainer.strategy.broadcast(row))
         self._sums, self._counts = {}, {}
 
+    def of_all(self, code: Tensor) -> Tensor:
+        """Codes of all devices, with gradients: a contrastive loss is harder and better the more it compares."""
+        if self.trainer.world_size == 1:
+            return code
+        return cast("Tensor", self.all_gather(code, sync_grads=True)).flatten(0, 1)
+
     def on_train_end(self) -> None:
         """Let several processes end with one module: moments of a BatchNorm follow each one's last batch."""
         if self.trainer.world_size > 1:
@@ -215,16 +221,10 @@ class JointPlan(FusionPlan):
         return torch.stack(list(parts.values())).sum()
 
     def _pair_loss(self, code: dict[str, Tensor]) -> dict[str, Tensor]:
-        image, rna = (self._of_all(code[v]) for v in ("image", "rna"))
+        image, rna = (self.of_all(code[v]) for v in ("image", "rna"))
         if self.objective == "one-sided":
             return {"one_sided": pair_margin(image, rna)}
         return {self.objective: SCALED[self.objective](image, rna, cast("Tensor", self.module.log_scale))}
-
-    def _of_all(self, code: Tensor) -> Tensor:
-        """Codes of all devices, with gradients: a contrastive loss is harder and better the more it compares."""
-        if self.trainer.world_size == 1:
-            return code
-        return cast("Tensor", self.all_gather(code, sync_grads=True)).flatten(0, 1)
 
     def _reconstruction(self, t: dict[str, Tensor], code: dict[str, Tensor]) -> dict[str, Tensor]:
         """Nothing is compared across pairs here, so that nothing has to be gathered."""
