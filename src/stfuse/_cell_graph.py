@@ -52,8 +52,8 @@ def edges_within(
 ) -> np.ndarray:  # fmt: skip
     """Pairs of neighbours in the same block of the same tile, m x 2, the lower number first, each once.
 
-    Neighbours are the nearest few of the block, all within a radius, or those in the Delaunay triangulation of the section
-    (``spatial``), from which edges that leave the block are taken out.
+    Neighbours are the nearest few of the block, all within a radius, or those in the Delaunay triangulation of these cells of the
+    section (``spatial``), from which edges that leave the block are taken out.
     """
     group = groups(cells.tile, block)
     if mode == "delaunay":
@@ -65,16 +65,19 @@ def edges_within(
         # of several that are equally far the places decide, not the order of the rows
         order = np.lexsort((cells.local[:, 1], cells.local[:, 0], group))
         places = np.column_stack([cells.local, 2.0 * reach * group])[order]
-        found = _nearest(places, n_neighbors, reach) if mode == "knn" else _close(places, min(radius or reach, reach))
+        if mode == "knn":
+            # no block has more than its largest one's
+            found = _nearest(places, min(n_neighbors, int(np.bincount(group).max(initial=1)) - 1), reach)
+        else:
+            found = _close(places, min(radius or reach, reach))
         pairs = order[found]
     return unique_pairs(pairs, len(group))
 
 
 def _nearest(places: np.ndarray, k: int, reach: float) -> np.ndarray:
     n = len(places)
-    if n < 2:
+    if k < 1:
         return np.empty((0, 2), np.int64)
-    k = min(k, n - 1)
     _, found = cKDTree(places).query(places, k=range(1, k + 2), distance_upper_bound=reach)
     # of cells in one place the cell itself need not come first; what is missing has the number n
     own = np.arange(n)[:, None]
@@ -95,7 +98,7 @@ def _triangulated(spatial: np.ndarray, section: np.ndarray) -> np.ndarray:
         try:
             mesh = Delaunay(spatial[rows])
         except (QhullError, ValueError):  # fewer than three cells, or all on one line: their order along it
-            line = np.lexsort(spatial[rows].T)
+            line = _along(spatial[rows])
             found.append(rows[np.column_stack([line[:-1], line[1:]])])
             continue
         corners = mesh.simplices
@@ -103,6 +106,14 @@ def _triangulated(spatial: np.ndarray, section: np.ndarray) -> np.ndarray:
         # a cell exactly where another one lies is in no triangle
         found.append(rows[mesh.coplanar[:, [0, 2]].astype(np.int64)])
     return np.concatenate(found)
+
+
+def _along(places: np.ndarray) -> np.ndarray:
+    """Order of places along the line that they lie on, which rounding may have made a little crooked."""
+    if len(places) < 2:
+        return np.arange(len(places))
+    _, _, axes = np.linalg.svd(places - places.mean(axis=0), full_matrices=False)
+    return np.lexsort((places[:, 1], places[:, 0], places @ axes[0]))
 
 
 def unique_pairs(pairs: np.ndarray, n: int) -> np.ndarray:

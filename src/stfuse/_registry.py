@@ -9,7 +9,8 @@ class Method:
     """One fusion method.
 
     ``min_pairs`` is how many observations with both views it needs to be fitted; ``codes`` are the
-    view names it gives shared codes for; ``translates`` says whether it can predict one view from the other.
+    view names it gives shared codes for; ``translates`` says whether it can predict one view from the other. ``objects`` are
+    what its function takes: most read both views from one object.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Method:
     shared: bool
     private: bool
     translates: bool
+    objects: tuple[str, ...] = ("data",)
 
     def model_class(self) -> type:
         """Import the model class; torch and scvi-tools are loaded here and not before."""
@@ -36,6 +38,11 @@ def register(method: Method) -> Method:
         raise ValueError(f"A method named {method.name!r} is registered already.")
     METHODS[method.name] = method
     return method
+
+
+def fusions() -> dict[str, Method]:
+    """Return the methods that read both views from one object, and can stand for each other."""
+    return {name: method for name, method in METHODS.items() if method.objects == ("data",)}
 
 
 def get(name: str) -> Method:
@@ -109,6 +116,21 @@ register(
         shared=True,
         private=False,
         translates=False,
+    )
+)
+register(
+    Method(
+        name="sigmma",
+        title="SIGMMA",
+        summary="Tiles aligned with the graphs of their cells at three scales, for single-cell platforms",
+        reference="SIGMMA: hierarchical graph-based multi-scale multi-modal contrastive alignment of histopathology image and spatial "
+        "transcriptome",
+        model="SIGMMA",
+        min_pairs=4,
+        shared=True,
+        private=False,
+        translates=False,
+        objects=("cells", "tiles"),
     )
 )
 register(

@@ -13,7 +13,10 @@ from stfuse._slides import column_of
 
 def tile_numbers(cells: AnnData, tiles: AnnData | None, tile_key: str) -> tuple[np.ndarray, pd.Index]:
     """Number of each cell's tile among the tiles (-1 = in none), and their names; without a table those that occur."""
-    column = pd.Categorical(column_of(cells, "cells", "tile_key", tile_key))
+    values = column_of(cells, "cells", "tile_key", tile_key)
+    if pd.api.types.is_float_dtype(values.dtype) and (values.dropna() % 1 == 0).all():
+        values = values.astype("Int64")  # missing values made floats of whole numbers
+    column = pd.Categorical(values)
     written = pd.Index([str(name) for name in column.categories], dtype=object)
     if tiles is None:
         names = written[written != _keys.UNASSIGNED]

@@ -107,7 +107,7 @@ def test_the_residual_is_there_to_be_stored(trained):
 
 
 def test_every_model_of_the_table_is_here():
-    assert {cls for cls, _, _ in KINDS.values()} == {m.model_class() for m in _registry.METHODS.values()}
+    assert {cls for cls, _, _ in KINDS.values()} == {m.model_class() for m in _registry.fusions().values()}
 
 
 @pytest.mark.parametrize("kind", KINDS)

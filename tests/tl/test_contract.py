@@ -18,7 +18,7 @@ mudata = pytest.importorskip("mudata")
 spatialdata = pytest.importorskip("spatialdata")
 
 N = 180
-METHODS = list(_registry.METHODS.values())
+METHODS = list(_registry.fusions().values())
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 
 

@@ -132,10 +132,10 @@ def test_every_method(pair, name, contents):
 
 
 def test_registered_fusion_methods_are_in_the_table():
-    from stfuse._registry import METHODS
+    from stfuse._registry import fusions
 
     table = _predictors.predictors()
-    assert {m.name for m in METHODS.values() if m.shared} <= set(table)
+    assert {m.name for m in fusions().values() if m.shared} <= set(table)
     assert {"ridge", "image-knn", "mean", "pcca-translate", "cameo-translate"} <= set(table)
     assert "concat" not in table
     assert "n_latent" in table["clip"].options() and "seed" not in table["clip"].options()

@@ -66,13 +66,13 @@ def synthetic_cells(
     n_types
         Number of cell types.
     n_sections
-        Number of sections that the tiles are dealt to in turn; each has its own origin.
+        Number of sections that the tiles are dealt to in turn, not more than tiles; each has its own origin.
     n_image_features
         Number of image features of a crop.
     structure
         False = cells lie anywhere whatever their type: nothing but composition is left.
     noise
-        Standard deviation of the noise of the image.
+        Strength of the noise of the image.
     seed
         Seed. The same arguments and the same seed give the same objects.
 
@@ -113,6 +113,8 @@ def synthetic_cells(
         ("n_image_features", n_image_features, 1),
     ):
         check_number(name, number, least=least, whole=True)
+    if n_sections > n_tiles:
+        raise ValueError(f"n_sections={n_sections} needs at least as many tiles, got n_tiles={n_tiles}.")
     check_number("cells_per_tile", cells_per_tile, least=3)
     check_number("noise", noise, least=0)
     check_flag("structure", structure)
@@ -167,7 +169,8 @@ def _place(rng: np.random.Generator, sizes: np.ndarray, share: np.ndarray, compo
 def _cell_table(
     rng: np.random.Generator, found: _Cells, n_types: int, names: np.ndarray, section: np.ndarray, corner: np.ndarray
 ) -> AnnData:
-    from scanpy.pp import log1p, normalize_total, pca
+    from scanpy.pp import pca
+    from sklearn.preprocessing import normalize
 
     n_markers = _MARKERS * n_types
     level = np.full((n_types, n_markers + _NICHE), 0.2)
@@ -193,12 +196,11 @@ def _cell_table(
     var = pd.DataFrame({"niche": answer != 0}, index=[*genes, *(f"niche_gene{g}" for g in range(_NICHE))])
     cells = AnnData(csr_matrix(rng.poisson(mean).astype(np.float32)), obs=obs, var=var)
     cells.obsm["spatial"] = corner[found.tile] + found.local
-    markers = cells[:, :n_markers].copy()
-    normalize_total(markers, target_sum=100)
-    log1p(markers)
-    n_comps = min(12, min(markers.shape) - 1)
-    pca(markers, n_comps=n_comps, svd_solver="covariance_eigh" if n_comps else None)
-    cells.obsm["X_pca"] = np.asarray(markers.obsm["X_pca"], np.float32)
+    # of many cells some have no marker at all, of which scanpy's normalize_total would warn
+    markers = normalize(cells.X[:, :n_markers], norm="l1")
+    markers.data = np.log1p(100 * markers.data)
+    scores = pca(markers, n_comps=min(12, min(markers.shape) - 1), svd_solver="covariance_eigh")
+    cells.obsm["X_pca"] = np.asarray(scores, np.float32)
     return cells
 
 

@@ -156,6 +156,7 @@ class SIGMMA(StoredModel):
         kwargs
             Passed on by scvi-tools when a model is loaded.
         """
+        setup_args = cls._get_setup_method_args(**locals())
         for name, key in (
             ("tile_key", tile_key),
             ("image_key", image_key),
@@ -164,7 +165,6 @@ class SIGMMA(StoredModel):
         ):
             check_text(name, key)
         check_text("paired_key", paired_key, optional=True)
-        setup_args = cls._get_setup_method_args(**locals())
         read_cells(adata, None, tile_key, rna_key, graph_key)
         manager = AnnDataManager(fields=[ObsmField("rna", rna_key)], setup_method_args=setup_args)
         with silent_scvi():

@@ -34,8 +34,6 @@ def check_architecture(params: dict[str, Any], image_encoder: Any) -> dict[str, 
     check_number("crop_size", p["crop_size"], least=1, whole=True, optional=True)
     if image_encoder is not None and not isinstance(image_encoder, nn.Module):
         raise TypeError(f"image_encoder must be a torch.nn.Module or None, got {type(image_encoder).__name__}.")
-    if p["crop_size"] is not None and image_encoder is None:
-        raise ValueError("crop_size= is about crops for an image_encoder, and there is none.")
     return p | {"scales": [name for name in SCALES if name in scales]}
 
 

@@ -59,13 +59,14 @@ def cell_graph(
         AnnData of the tiles, whose names are `tiles.obs_names`. Its `obs[["tile_x", "tile_y", "tile_size"]]` say where they lie.
         None = the names in `tile_key` are all that is known.
     tile_size
-        Side of a tile in the unit of the coordinates, around `tiles.obsm["spatial"]`, for tiles that do not say it.
+        Side of a tile in the unit of the coordinates, around `tiles.obsm["spatial"]`, for tiles that do not say it. Without a table
+        of tiles around the middle of each tile's cells, with a warning.
     n_blocks
         Blocks along each side of a tile at the smallest scale, an even number of 4 at least; as the finest `grid` of
         :func:`stfuse.pp.image_features`.
     mode
         Which cells of a block are neighbours: `"knn"` the `n_neighbors` nearest, `"radius"` all within `radius`, `"delaunay"` those
-        that share an edge in the Delaunay triangulation of the section.
+        that share an edge in the Delaunay triangulation of the section's cells that lie in tiles.
     n_neighbors
         With `mode="knn"`: number of neighbours. Edges have no direction, so that a cell may end with more.
     radius
@@ -74,9 +75,11 @@ def cell_graph(
         Pairs listed for a tile and scale, at most. Of more, so many are drawn with equal chance: the number of pairs grows with
         the square of the cells, and 100 cells of a tile have about 940 and 3,750.
     library_key
-        With `mode="delaunay"`: column of `obs` with the section of each cell. None = found where `uns["spatial"]` has several.
+        With `mode="delaunay"`: column of `obs` with the section of each cell. None = found where `uns["spatial"]` has several, or
+        the table of a SpatialData several elements.
     spatial_key
-        Key of the coordinates in `obsm`, or two columns of `obs` (x, y).
+        Key of the coordinates in `obsm`, or two columns of `obs` (x, y), in the unit of the tiles. SpatialData: by default where
+        the elements of the cells lie, in the coordinates of the element of their tile.
     table_key, tiles_table
         SpatialData: the tables of cells and of tiles. None = `"rna_<tile_key>"` for the tiles, and the other one.
     key_added
@@ -110,7 +113,8 @@ def cell_graph(
     Warns
     -----
     UserWarning
-        If cells name a tile that is not there, lie outside of its square or nowhere, or nothing says how large tiles are.
+        If cells name a tile that is not there, lie outside of its square or nowhere, if nothing says where tiles lie or how large
+        they are, or if with `mode="delaunay"` tiles of what counts as one section lie on each other.
 
     Notes
     -----
@@ -174,7 +178,8 @@ def check_arguments(
 
 def check_free(cells: AnnData, key: str, tile_key: str) -> None:
     """Refuse names under which something else is kept."""
-    check_target(cells, "key_added", key, slots=("uns",), mark=MARK, inputs={"tile_key": tile_key})
+    inputs = {"tile_key": tile_key, "coordinates": _keys.SPATIAL}
+    check_target(cells, "key_added", key, slots=("uns",), mark=MARK, inputs=inputs)
     record = cells.uns.get(key)
     if record is None:
         taken = [f"obsp[{name!r}]" for name in _edge_keys(key).values() if name in cells.obsp]
@@ -195,7 +200,7 @@ def build(data: Any, tables: Tables, tile_key: str, key: str, **options: Any) ->
     """Compute all that is written, by slot."""
     cells = tables.cells
     number, names = tile_numbers(cells, tables.tiles, tile_key)
-    places = read_cell_places(data, cells, tables.tiles, options["spatial_key"])
+    places = read_cell_places(data, cells, tables.tiles, number, options["spatial_key"])
     nowhere = (number >= 0) & ~np.isfinite(places).all(axis=1)
     if nowhere.any():
         warn(f"{int(nowhere.sum())} cell(s) of a tile have no coordinates: they count as outside of all tiles.")
@@ -209,7 +214,9 @@ def build(data: Any, tables: Tables, tile_key: str, key: str, **options: Any) ->
     block = _cell_graph.block_ids(placed, options["n_blocks"])
     section = np.zeros(rows.size, np.int64)
     if options["mode"] == "delaunay":
-        section = _read.read_sections(cells, options["library_key"])[0][rows]
+        codes, sections = _read.read_sections(cells, options["library_key"])
+        section = codes[rows]
+        _read.warn_if_stacked(squares.corner[np.unique(placed.tile)], len(sections), options["library_key"])
     edges = _cell_graph.edges_within(
         placed, block[:, 0], options["mode"], n_neighbors=options["n_neighbors"], radius=options["radius"],
         section=section, spatial=places[rows],

@@ -85,7 +85,7 @@ _OWN = (
 def predictors() -> dict[str, Predictor]:
     """Every predictor by name: the fusion methods that give shared codes or translate, and those of the table here."""
     found: dict[str, Predictor] = {}
-    for method in _registry.METHODS.values():
+    for method in _registry.fusions().values():
         if method.shared:
             summary = f"RNA codes of {method.title} nearest to the image code"
             fit = partial(fused_neighbors, method=method.name)

@@ -13,6 +13,7 @@ from stfuse import _keys, _read, _record
 from stfuse._cell_graph import SCALES, Scale
 from stfuse._check import check_flag, check_seed, check_text
 from stfuse._log import logger, warn
+from stfuse._slides import column_of
 from stfuse.pp._cell_graph import build, check_free
 from stfuse.pp._cell_tables import Tables, find_tables
 
@@ -222,6 +223,8 @@ def sigmma(
         raise ValueError(
             "finetune_image=True and image_encoder= go together: one says that, the other what is trained."
         )
+    if crop_size is not None and image_encoder is None:
+        raise ValueError("crop_size= is about crops for an image_encoder, and there is none.")
     keys["paired_key"] = paired_key
     model_params: dict[str, Any] = {
         "scales": scales,
@@ -287,7 +290,8 @@ def _private(
     if tiles is None:
         raise ValueError("tiles= is missing.")
     made: dict[str, dict[str, Any]] = {"cells": {}, "tiles": {}}
-    few_cells = AnnData(obs=pd.DataFrame({keys["tile_key"]: _read.read_column(cells, keys["tile_key"])}))
+    column = column_of(cells, "cells", "tile_key", keys["tile_key"])
+    few_cells = AnnData(obs=pd.DataFrame({keys["tile_key"]: column}))
     few_cells.obsm[keys["rna_key"]], loadings = _rna(cells, keys["rna_key"])
     if loadings is not None:
         made["cells"] |= {

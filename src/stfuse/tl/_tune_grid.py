@@ -104,10 +104,10 @@ def signature_of(method: Any) -> dict[str, inspect.Parameter]:
     from stfuse import tl
 
     check_text("method", method)
-    if method not in _registry.METHODS:
+    if method not in _registry.fusions():
         raise ValueError(
-            f"Unknown method {method!r}.{did_you_mean(method, _registry.METHODS)} Registered: "
-            f"{', '.join(sorted(_registry.METHODS))}."
+            f"Unknown method {method!r}.{did_you_mean(method, _registry.fusions())} Registered: "
+            f"{', '.join(sorted(_registry.fusions()))}."
         )
     return dict(inspect.signature(getattr(tl, method)).parameters)
 
