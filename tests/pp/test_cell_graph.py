@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import squidpy as sq
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 from scipy.spatial import Delaunay
@@ -163,7 +164,8 @@ def test_drawn_pairs_do_not_depend_on_the_order_of_rows(pair):
 
 
 def test_radius_and_delaunay_of_squidpy_cut_at_borders(pair):
-    sq = pytest.importorskip("squidpy")
+    if not hasattr(sq.gr, "spatial_neighbors_delaunay"):
+        pytest.skip("this squidpy has no builders of its own for each kind of neighbours")
     cells, tiles = pair
     inside = cells[cells.obs["tile"] != "unassigned"].copy()
     blocks = literal_blocks(inside.obsm["spatial"], inside.obs["tile"].astype(str), tiles)[:, 0]
@@ -212,7 +214,6 @@ def test_delaunay_knows_sections():
 
 
 def test_squidpy_and_scanpy_use_the_graph(pair):
-    sq = pytest.importorskip("squidpy")
     cells, tiles = pair
     run(cells, tiles)
     found = sq.gr.nhood_enrichment(
@@ -352,7 +353,7 @@ def test_coordinates_may_be_columns_or_have_another_name(pair):
         run(cells, tiles, spatial_key=key)
         assert edges(cells) == expected
         np.testing.assert_array_equal(cells.obsm["cell_graph_blocks"], blocks)
-    with pytest.raises(KeyError, match="No obsm.*'spatial.*There is: volume"):
+    with pytest.raises(KeyError, match="No obsm.*'spatial.*There is: .*volume"):
         run(cells, tiles)
 
 
@@ -402,7 +403,7 @@ def test_names_that_do_not_match(pair):
         run(cells, tiles)
     with pytest.raises(ValueError, match="No cell's cells.obs\\['type'\\]"):
         run(cells, tiles, tile_key="type")
-    with pytest.raises(KeyError, match="No column 'tyle' .tile_key. in cells.obs. Did you mean 'tile'"):
+    with pytest.raises(KeyError, match="No column 'tyle' .tile_key. in cells.obs.* There is 'tile', 'type'"):
         run(cells, tiles, tile_key="tyle")
     with pytest.raises(ValueError, match="is a name of tiles.obs_names"):
         run(cells, tiles[:0])
@@ -444,7 +445,8 @@ def test_missing_is_outside_and_numbers_are_names(pair):
 
 def test_duplicated_names_are_refused_and_cells_in_one_place_are_not(pair):
     cells, tiles = pair
-    twice = cells[np.tile(np.arange(500), 2)].copy()
+    with warnings.catch_warnings(action="ignore"):  # anndata tells that names are not unique
+        twice = cells[np.tile(np.arange(500), 2)].copy()
     with pytest.raises(ValueError, match="obs_names of cells are not unique"):
         run(twice, tiles)
     twice.obs_names_make_unique()

@@ -111,7 +111,7 @@ def test_spots_in_tiles_of_spots():
     tiles = stfuse.pp.tessellate(spots, tile_um=800, library_key="section", min_tissue=None)
     rng = np.random.default_rng(0)
     tiles.obsm["X_image_grid"] = rng.standard_normal((tiles.n_obs, 21, 5)).astype(np.float32)
-    with pytest.warns(UserWarning, match="fewer than three"):
+    with pytest.warns(UserWarning, match="with fewer than three"):
         stfuse.tl.sigmma(spots, tiles, **(FAST | {"tile_key": "tiles"}))
     few = (tiles.obs["n_cells"] < 3).to_numpy()
     np.testing.assert_array_equal(np.isnan(tiles.obsm["X_sigmma_rna"]).any(1), few)
@@ -168,7 +168,7 @@ def test_missing_views_are_told_and_coded(tissue):
     with pytest.warns(UserWarning) as told:
         stfuse.tl.sigmma(cells, tiles, **FAST)
     words = " ".join(str(w.message) for w in told)
-    for part in ("1 cell(s) name a tile that is not in", "1 of 24 tile(s) have no cell and 1 fewer than three",
+    for part in ("1 cell(s) name a tile that is not in", "Of 24 tiles there are 1 without a cell and 1 with fewer than three",
                  "1 of 24 tile(s) have no image", "1 cell(s) of tiles have no features"):  # fmt: skip
         assert part in words
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(tiles.obsm["X_sigmma_rna"]).any(1)), [1, 2])

@@ -383,10 +383,11 @@ def _tell(data: Any) -> None:
     counts = data.counts()
     few = int(((data.sizes > 0) & ~data.has_rna).sum())
     empty = int((data.sizes == 0).sum())
-    if few or empty:
+    found = [f"{n} {what}" for n, what in ((empty, "without a cell"), (few, "with fewer than three")) if n]
+    if found:
         warn(
-            f"{empty} of {counts['total']} tile(s) have no cell and {few} fewer than three: they have no code of expression, and their "
-            "fused code is that of the image."
+            f"Of {counts['total']} tiles there are {' and '.join(found)}: they have no code of expression, and their fused code is that "
+            "of the image."
         )
     if counts["image"] < counts["total"]:
         warn(
