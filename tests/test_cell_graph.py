@@ -137,9 +137,9 @@ def test_edges_of_a_drawn_tile(drawn):
     assert "".join(names[i] for i in connect(cells, block[:, 1], "knn", k=1).ravel()) == "aebedefg"
 
 
-@pytest.mark.parametrize("k", [1, 3, 6, 500])
+@pytest.mark.parametrize("k", [1, 3, 500])
 def test_nearest_neighbors_are_those_of_sklearn_in_each_block(k):
-    cells = scatter(400)
+    cells = scatter(250)
     block = block_ids(cells, 4)[:, 0]
     expected = set()
     for tile in range(3):
@@ -240,7 +240,7 @@ def tissues(draw):
     return Placed(tile, local * side[:, None], side)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cells=tissues(), mode=st.sampled_from(MODES), k=st.integers(1, 8), n_blocks=st.sampled_from([4, 6]))
 def test_nothing_crosses_tiles_or_blocks_that_do_not_merge(cells, mode, k, n_blocks):
     block = block_ids(cells, n_blocks)
@@ -348,7 +348,7 @@ def test_every_candidate_is_drawn_with_the_same_chance():
     cells = scatter(40, n_tiles=1)
     block = block_ids(cells, 4)
     everything = sorted(literal_candidates(cells, block[:, 1], block[:, 2]))
-    most, n_seeds = 60, 3000
+    most, n_seeds = 60, 1500
     assert len(everything) > 5 * most
     number = {pair: i for i, pair in enumerate(everything)}
     count, shares = np.zeros(len(everything)), []

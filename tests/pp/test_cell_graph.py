@@ -558,7 +558,7 @@ MICRONS = np.diag([0.25, 0.25, 1.0])
 TURNED = np.array([[0.0, -0.5, 90], [0.5, 0, -7], [0, 0, 1]])
 
 
-def slides(sections, n=400):
+def slides(sections, n=250):
     """Sections by name: a map from pixels to a system, one from cells to it, and the system; pixels of all cells."""
     elements, pixels, region = {}, [], []
     for number, (name, (to_system, own, system)) in enumerate(sections.items()):

@@ -194,10 +194,11 @@ def _cell_table(
     )
     genes = [f"type{g // _MARKERS}_gene{g % _MARKERS}" for g in range(n_markers)]
     var = pd.DataFrame({"niche": answer != 0}, index=[*genes, *(f"niche_gene{g}" for g in range(_NICHE))])
-    cells = AnnData(csr_matrix(rng.poisson(mean).astype(np.float32)), obs=obs, var=var)
+    counts = csr_matrix(rng.poisson(mean).astype(np.float32))
+    cells = AnnData(counts, obs=obs, var=var)
     cells.obsm["spatial"] = corner[found.tile] + found.local
     # of many cells some have no marker at all, of which scanpy's normalize_total would warn
-    markers = normalize(cells.X[:, :n_markers], norm="l1")
+    markers = normalize(counts[:, :n_markers], norm="l1")
     markers.data = np.log1p(100 * markers.data)
     scores = pca(markers, n_comps=min(12, min(markers.shape) - 1), svd_solver="covariance_eigh")
     cells.obsm["X_pca"] = np.asarray(scores, np.float32)

@@ -46,7 +46,7 @@ def _in_frame_of_tiles(sdata: SpatialData, cells: AnnData, tiles: AnnData, numbe
     elements, element_key, _ = annotation(tiles, Choice())
     regions, region_key, instance_key = annotation(cells, Choice())
     # elements may share a coordinate system and yet have coordinates of their own, so that each cell's tile decides
-    lies_on = np.where(number >= 0, tiles.obs[element_key].astype(str).to_numpy(dtype=object)[number], "")
+    lies_on = np.where(number >= 0, np.asarray(tiles.obs[element_key].astype(str), dtype=object)[number], "")
     column = cells.obs[region_key].astype(str).to_numpy()
     out = np.full((cells.n_obs, 2), np.nan)
     for element in (name for name in elements if name in sdata):
