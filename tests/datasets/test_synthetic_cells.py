@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from anndata import read_h5ad
 from scipy.sparse import issparse
+from scipy.spatial import cKDTree
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.metrics import r2_score
@@ -196,6 +197,19 @@ def test_without_structure_types_lie_by_chance(plain, tissue):
     assert ratio.mean() == pytest.approx(1, abs=0.01)
     assert ratio.std() < 0.1 < (mixing(tissue[0]) / (1 - (tissue[1].obsm["composition"] ** 2).sum(axis=1))).std()
     assert (tiles.obs[REACHES] == 0).all(axis=None)
+
+
+def test_no_two_types_lie_together_more_often_than_others(tissue):
+    """Types follow each other along a score in an order that each tile draws."""
+    cells, tiles = tissue
+    tile, kind = tiles.obs_names.get_indexer(cells.obs["tile"]), cells.obs["cell_type"].cat.codes.to_numpy()
+    near = cKDTree(cells.obsm["spatial"]).query(cells.obsm["spatial"], k=5)[1][:, 1:]
+    one = np.repeat(np.arange(cells.n_obs), 4)
+    one, other = np.column_stack([one, near.ravel()])[tile[one] == tile[near.ravel()]].T
+    met = np.bincount(kind[one] * 4 + kind[other], minlength=16).reshape(4, 4)
+    kinds = tiles.obsm["composition"].to_numpy()[tile[one]]
+    ratio = (met / (kinds.T @ kinds))[~np.eye(4, dtype=bool)]
+    assert ratio.max() < 1.2 * ratio.min() and ratio.max() < 0.85
 
 
 def test_patches_have_the_sizes_that_their_shares_say(tissue):

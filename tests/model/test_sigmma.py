@@ -274,7 +274,11 @@ def test_bad_data(tissue):
     SIGMMA.setup_anndata(cells, tile_key="tile")
     for spoil, error, match in (
         (lambda t: t.obsm.pop("X_image_grid"), KeyError, r"image_features\(tiles, grid=\[1, 2, 4\]\)"),
-        (lambda t: t.obsm.update(X_image_grid=t.obsm["X_image"]), ValueError, r"tiles x crops x features.*scales=\('macro',\)"),
+        (
+            lambda t: t.obsm.update(X_image_grid=t.obsm["X_image"]),
+            ValueError,
+            r"tiles x crops x features.*scales=\('macro',\)",
+        ),
         (lambda t: t.obsm.update(X_image_grid=t.obsm["X_image_grid"][:, :5]), ValueError, "has 5 crops a tile"),
         (lambda t: t.obsm.update(X_image_grid=t.obsm["X_image_grid"] * np.nan), ValueError, "needs 4 tiles with both"),
     ):

@@ -33,7 +33,9 @@ def test_a_sum_is_a_matrix_product_and_so_is_its_gradient(weighted):
     cells = torch.randn(12, 5, dtype=torch.float64, requires_grad=True)
     matrix = torch.zeros(12, 12, dtype=torch.float64)
     there = torch.from_numpy(np.argwhere(adjacency))
-    matrix = matrix.index_put((there[:, 0], there[:, 1]), torch.ones(len(there), dtype=torch.float64) if weight is None else weight)
+    matrix = matrix.index_put(
+        (there[:, 0], there[:, 1]), torch.ones(len(there), dtype=torch.float64) if weight is None else weight
+    )
     torch.testing.assert_close(messages.gather(cells), matrix @ cells)
     torch.testing.assert_close(messages.total(cells), matrix.sum(1))
     inputs = [cells] if weight is None else [cells, weight]

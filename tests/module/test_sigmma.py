@@ -36,7 +36,9 @@ def tensors(tile, edges, added, features, image=None):
     links, pairs = sort_graph(csr_matrix(edges), [csr_matrix(a) for a in added], order, offsets)
     image = torch.zeros(3, 3, 2) if image is None else image
     empty = torch.empty(0, dtype=torch.int64)
-    return TileGraphs(image, torch.from_numpy(features[order]), torch.from_numpy(offsets), links, pairs, empty, empty), order
+    return TileGraphs(
+        image, torch.from_numpy(features[order]), torch.from_numpy(offsets), links, pairs, empty, empty
+    ), order
 
 
 def dense_of(messages, n):

@@ -55,7 +55,9 @@ def test_codes_are_those_of_the_model(tissue):
     for scale in ("micro", "meso", "macro"):
         np.testing.assert_allclose(new_tiles.obsm[f"X_sigmma_{scale}_rna"], codes.rna[scale], atol=1e-6)
         np.testing.assert_allclose(new_cells.obsm[f"X_sigmma_{scale}"], codes.cells[scale], atol=1e-6)
-    np.testing.assert_array_equal(new_tiles.obsm["X_sigmma"], np.hstack([new_tiles.obsm["X_sigmma_image"], new_tiles.obsm["X_sigmma_rna"]]))
+    np.testing.assert_array_equal(
+        new_tiles.obsm["X_sigmma"], np.hstack([new_tiles.obsm["X_sigmma_image"], new_tiles.obsm["X_sigmma_rna"]])
+    )
     np.testing.assert_allclose(np.linalg.norm(new_tiles.obsm["X_sigmma_image"], axis=1), 1, rtol=1e-5)
 
 

@@ -54,7 +54,9 @@ def test_writes_into_both_tables(sdata, tmp_path):
     sdata.write(tmp_path / "a.zarr")
     again = read_zarr(tmp_path / "a.zarr")
     np.testing.assert_array_equal(again.tables["rna_tiles"].obsm["X_sigmma"], tiles.obsm["X_sigmma"])
-    assert (again.tables["table"].obsp["sigmma_macro_connectivities"] != cells.obsp["sigmma_macro_connectivities"]).nnz == 0
+    assert (
+        again.tables["table"].obsp["sigmma_macro_connectivities"] != cells.obsp["sigmma_macro_connectivities"]
+    ).nnz == 0
 
 
 def test_is_what_two_tables_give(sdata):

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from stfuse import _keys
 from stfuse._cell_graph import SCALES, Scale
-from stfuse._check import check_number, check_seed, check_text
+from stfuse._check import check_seed, check_text
 from stfuse.model._base import pick
 from stfuse.model._sigmma_codes import TileCodes, beside, code_tiles
-from stfuse.model._sigmma_parts import check_architecture, fit_moments, image_width
+from stfuse.model._sigmma_parts import check_architecture, check_run, fit_moments, image_width
 from stfuse.model._stored import StoredModel, silent_scvi
 from stfuse.model._tile_cells import GRAPH, IMAGE, TileCells, join, read_cells, read_image
-from stfuse.model._training import check_training, split_pairs
+from stfuse.model._training import split_pairs
 from stfuse.model._umpire_encoders import torch_device
 from stfuse.module import sigmma
 from stfuse.train._batches import StepBatches
@@ -262,11 +262,10 @@ class SIGMMA(StoredModel):
         ValueError
             If there are no tiles, fewer than four have both views, or an argument is out of range.
         """
-        check_number("max_epochs", max_epochs, least=1, whole=True, optional=True)
-        check_number("batch_size", batch_size, least=2, whole=True)
-        check_number("patience", patience, least=1, whole=True)
-        check_number("warmup", warmup, least=0, most=1)
-        check_training(validation_fraction, patience, weight_decay=weight_decay, lr=lr)
+        check_run(
+            max_epochs=max_epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup=warmup,
+            validation_fraction=validation_fraction, patience=patience,
+        )  # fmt: skip
         check_seed(seed)
         if self.adata is None or self.tiles is None:
             raise ValueError("There is nothing to train on: SIGMMA takes cells and tiles.")

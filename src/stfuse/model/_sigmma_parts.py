@@ -12,6 +12,7 @@ from stfuse._cell_graph import SCALES
 from stfuse._check import check_flag, check_number
 from stfuse.model._base import pick
 from stfuse.model._tile_cells import TileCells
+from stfuse.model._training import check_training
 from stfuse.model._umpire_encoders import output_width
 from stfuse.module import sigmma
 
@@ -35,6 +36,24 @@ def check_architecture(params: dict[str, Any], image_encoder: Any) -> dict[str, 
     if image_encoder is not None and not isinstance(image_encoder, nn.Module):
         raise TypeError(f"image_encoder must be a torch.nn.Module or None, got {type(image_encoder).__name__}.")
     return p | {"scales": [name for name in SCALES if name in scales]}
+
+
+def check_run(
+    *,
+    max_epochs: int | None,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    warmup: float,
+    validation_fraction: float,
+    patience: int,
+) -> None:
+    """Refuse what no training can do."""
+    check_number("max_epochs", max_epochs, least=1, whole=True, optional=True)
+    check_number("batch_size", batch_size, least=2, whole=True)
+    check_number("patience", patience, least=1, whole=True)
+    check_number("warmup", warmup, least=0, most=1)
+    check_training(validation_fraction, patience, weight_decay=weight_decay, lr=lr)
 
 
 def image_width(encoder: nn.Module, image: np.ndarray, has: np.ndarray, size: int, n_blocks: int) -> int:

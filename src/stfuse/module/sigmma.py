@@ -18,6 +18,7 @@ from stfuse.module.segments import segment_softmax, segment_sum
 EdgeAddition = Literal["sampled", "all", "none"]
 Layer = Literal["sage", "gatv2"]
 NEGATIVE_SLOPE = 0.2  # of the attention's LeakyReLU
+LIKELY = 3.0  # logit of an edge at the start: of few edges drawn at random a mean tells less than of all of them
 START = 2.6593  # log of the inverse of 0.07, where the temperatures of the losses start
 
 
@@ -104,6 +105,7 @@ class PairScorer(nn.Module):
         super().__init__()
         self.first, self.second = nn.Linear(width, n_hidden), nn.Linear(width, n_hidden, bias=False)
         self.out = nn.Linear(n_hidden, 1)
+        nn.init.constant_(self.out.bias, LIKELY)
 
     def forward(self, cells: Tensor, ends: Tensor) -> Tensor:
         """Logits of p pairs."""

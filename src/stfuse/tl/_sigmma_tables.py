@@ -1,0 +1,193 @@
+"""What SIGMMA reads from cells and tiles, made where a default is missing, and what it writes into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stfuse import _keys, _read, _record
+from stfuse._cell_graph import SCALES
+from stfuse._log import logger, warn
+from stfuse._slides import column_of
+from stfuse.pp._cell_graph import build, check_free
+from stfuse.pp._cell_tables import Tables
+
+METHOD = "sigmma"  # by which the records of this function are told
+IMAGE, GRAPH = "X_image_grid", "cell_graph"
+RECIPE: dict[str, Any] = {
+    "tile_size": None,
+    "n_blocks": 4,
+    "mode": "knn",
+    "n_neighbors": 6,
+    "radius": None,
+    "max_pairs": 1024,
+    "library_key": None,
+    "spatial_key": _keys.SPATIAL,
+    "seed": 0,
+}
+
+
+def check_names(tables: Tables, key: str) -> None:
+    """Refuse names under which something else is kept."""
+    _keys.slots(key)
+    for where, table in (("cells", tables.cells), ("tiles", tables.tiles)):
+        record: Any = table.uns.get(key) if table is not None else None
+        own = isinstance(record, Mapping) and record.get("method") == METHOD
+        if table is None or own:
+            continue
+        foreign = [f"uns[{key!r}]"] if record is not None else []
+        foreign += [f"obsm[{k!r}]" for k in table.obsm if k == f"X_{key}" or k.startswith(f"X_{key}_")]
+        foreign += [f"obsp[{k!r}]" for k in table.obsp if k in {f"{key}_{s}_connectivities" for s in SCALES}]
+        if foreign:
+            raise ValueError(
+                f"key_added={key!r} would overwrite {where}.{foreign[0]}, which this function did not write: choose another "
+                "name, or delete it first."
+            )
+
+
+def private_tables(
+    data: Any, tables: Tables, keys: dict[str, Any], crops: bool
+) -> tuple[AnnData, AnnData, dict[str, dict[str, Any]]]:
+    """Small copies with what is read, made where a default is missing: scvi-tools leaves its bookkeeping in them."""
+    cells, tiles = tables.cells, tables.tiles
+    if tiles is None:
+        raise ValueError("tiles= is missing.")
+    made: dict[str, dict[str, Any]] = {"cells": {}, "tiles": {}}
+    column = column_of(cells, "cells", "tile_key", keys["tile_key"])
+    few_cells = AnnData(obs=pd.DataFrame({keys["tile_key"]: column}))
+    few_cells.obsm[keys["rna_key"]], loadings = _rna(cells, keys["rna_key"])
+    if loadings is not None:
+        made["cells"] |= {
+            "obsm": {keys["rna_key"]: few_cells.obsm[keys["rna_key"]]},
+            "uns": {keys["rna_key"]: loadings},
+        }
+    if keys["graph_key"] == GRAPH and GRAPH not in cells.uns:
+        check_free(cells, GRAPH, keys["tile_key"])
+        logger.info("%r is made by stfuse.pp.cell_graph", GRAPH)
+        graph = build(data, tables, keys["tile_key"], GRAPH, **RECIPE)
+        for slot, entries in graph.items():
+            made["cells"][slot] = made["cells"].get(slot, {}) | entries
+    source = made["cells"].get("obsp", cells.obsp)
+    for name in ("connectivities", *SCALES[1:]):
+        key = f"{keys['graph_key']}_{name}"
+        if key in source:
+            few_cells.obsp[key] = source[key]
+    record = made["cells"].get("uns", {}).get(keys["graph_key"], cells.uns.get(keys["graph_key"]))
+    if record is not None:
+        few_cells.uns[keys["graph_key"]] = record
+    few_tiles = AnnData(obs=pd.DataFrame(index=tiles.obs_names))
+    if keys["paired_key"] is not None:
+        few_tiles.obs[keys["paired_key"]] = _read.read_column(tiles, keys["paired_key"])
+    _image(data, tables, few_tiles, keys["image_key"], crops, made["tiles"])
+    return few_cells, few_tiles, made
+
+
+def _rna(cells: AnnData, key: str) -> tuple[np.ndarray, dict[str, Any] | None]:
+    if key in cells.obsm or key != _keys.RNA:
+        return _read.read_rep(cells, key), None
+    from stfuse.pp._default_views import make_view
+
+    return make_view(cells, "rna", key, None, None)
+
+
+def _image(data: Any, tables: Tables, few: AnnData, key: str, crops: bool, made: dict[str, Any]) -> None:
+    tiles: Any = tables.tiles
+    if key not in tiles.obsm and key == IMAGE and not crops:
+        from stfuse.pp._image_features import image_features
+
+        has_image = bool(tiles.uns.get("spatial")) or (_read.is_spatialdata(data) and len(data.images) > 0)
+        if not has_image:
+            raise KeyError(
+                f"There is no tiles.obsm[{key!r}] and no image to make it from: call stfuse.pp.image_features(tiles, image=, "
+                "grid=[1, 2, 4]), or name features of crops with image_key=."
+            )
+        logger.info("tiles.obsm[%r] is made by stfuse.pp.image_features(tiles, grid=[1, 2, 4])", key)
+        changed = image_features(data, grid=[1, 2, 4], table_key=tables.tiles_name, copy=True) if _read.is_spatialdata(data) else image_features(tiles, grid=[1, 2, 4], copy=True)  # fmt: skip
+        table: Any = _read.container(changed, tables.tiles_name)
+        made |= {"obsm": {key: table.obsm[key]}, "uns": {key: table.uns[key]}}
+        tiles = table
+    if key not in tiles.obsm:
+        return  # the model says what is missing
+    few.obsm[key] = tiles.obsm[key]
+    if key in tiles.uns:
+        few.uns[key] = tiles.uns[key]
+
+
+def results(
+    model: Any, key: str, record: dict[str, Any], made: dict[str, dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All that is written into the cells and into the tiles, by slot."""
+    from stfuse.model._sigmma_codes import beside
+
+    codes = model.codes()
+    data = model._data(model.adata, model.tiles, training=True)
+    _tell(data)
+    record |= {"versions": _record.versions(), "n_obs": data.counts(), "report": dict(model.report_)}
+    to_cells: dict[str, Any] = {
+        "obsm": {f"X_{key}_{scale}": code for scale, code in codes.cells.items()},
+        "obsp": {f"{key}_{scale}_connectivities": edges for scale, edges in codes.edges.items()},
+        "uns": {key: record},
+    }
+    all_scales = beside(codes)
+    obsm = {f"X_{key}": all_scales["fused"], f"X_{key}_image": all_scales["image"], f"X_{key}_rna": all_scales["rna"]}
+    for scale in codes.image:
+        slots = _keys.slots(f"{key}_{scale}")
+        obsm |= {slots.fused: codes.fused[scale], slots.image: codes.image[scale], slots.rna: codes.rna[scale]}
+    history = pd.concat(list(model.history_.values()), axis=1) if model.history_ else None
+    to_tiles: dict[str, Any] = {"obsm": obsm, "uns": {key: record | {"history": history}}}
+    for target, name in ((to_cells, "cells"), (to_tiles, "tiles")):
+        for slot, entries in made[name].items():
+            target[slot] = entries | target.get(slot, {})
+    return to_cells, to_tiles
+
+
+def _tell(data: Any) -> None:
+    """Warn of what takes no part."""
+    counts = data.counts()
+    few = int(((data.sizes > 0) & ~data.has_rna).sum())
+    empty = int((data.sizes == 0).sum())
+    found = [f"{n} {what}" for n, what in ((empty, "without a cell"), (few, "with fewer than three")) if n]
+    if found:
+        warn(
+            f"Of {counts['total']} tiles there are {' and '.join(found)}: they have no code of expression, and their fused code is that "
+            "of the image."
+        )
+    if counts["image"] < counts["total"]:
+        warn(
+            f"{counts['total'] - counts['image']} of {counts['total']} tile(s) have no image: they are not trained on."
+        )
+    if counts["cells_without_features"]:
+        warn(f"{counts['cells_without_features']} cell(s) of tiles have no features: they are left out.")
+
+
+def write(data: Any, tables: Tables, to_cells: dict[str, Any], to_tiles: dict[str, Any], copy: bool, model: Any) -> Any:
+    targets: list[Any]
+    if _read.is_spatialdata(data):
+        target = data
+        if copy:
+            target = _record.copy_of(_record.copy_of(data, tables.cells_name), tables.tiles_name)
+        _put(target, to_cells, tables.cells_name)
+        _put(target, to_tiles, tables.tiles_name)
+        targets = [target]
+    else:
+        targets = [tables.cells.copy(), tables.tiles.copy()] if copy else [tables.cells, tables.tiles]  # type: ignore[union-attr]
+        _put(targets[0], to_cells, None)
+        _put(targets[1], to_tiles, None)
+    given = [*(targets if copy else []), *([model] if model is not None else [])]
+    return None if not given else given[0] if len(given) == 1 else tuple(given)
+
+
+def _put(target: Any, written: dict[str, Any], table_key: str | None) -> None:
+    """Write; entries of an earlier run at scales that this one does not have go."""
+    box: Any = _read.container(target, table_key)
+    key = next(k for k, v in written["uns"].items() if isinstance(v, Mapping) and v.get("method") == METHOD)
+    stale = [f"X_{key}_{scale}{view}" for scale in SCALES for view in ("", "_image", "_rna")]
+    for scale in SCALES:
+        name = f"{key}_{scale}_connectivities"
+        if name in box.obsp and name not in written.get("obsp", {}):
+            del box.obsp[name]
+    _record.write(target, **written, drop_obsm=tuple(stale), table_key=table_key)
