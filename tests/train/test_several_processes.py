@@ -35,6 +35,14 @@ if __name__ == "__main__":
         codes = model.codes()
         code = codes.fused if codes.image is None else codes.image
         found[name] = {"history": history, "code": code.astype(float).tolist()}
+    cells, tiles = stfuse.datasets.synthetic_cells(40, cells_per_tile=12, n_image_features=6, seed=1)
+    stfuse.pp.cell_graph(cells, tile_key="tile", tiles=tiles)
+    stfuse.model.SIGMMA.setup_anndata(cells, tile_key="tile")
+    for name, params in (("cells", {}), ("bags", {"graph": False})):
+        model = stfuse.model.SIGMMA(cells, tiles, embed_dim=4, n_hidden=6, **params)
+        model.train(max_epochs=3, batch_size=8, progress=False, device="cpu", devices=2, strategy="ddp")
+        history = {k: v.iloc[:, 0].tolist() for k, v in model.history.items()}
+        found[name] = {"history": history, "code": model.codes().rna["macro"].astype(float).tolist()}
     rank = os.environ.get("LOCAL_RANK", "0")
     with open(os.path.join(sys.argv[1], rank + ".json"), "w") as file:
         json.dump(found, file)
@@ -48,7 +56,7 @@ def test_two_processes_end_with_the_same_model(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=560, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert first.keys() == second.keys() == {"published", "anchored", "clip", "umpire", "windows"}
+    assert first.keys() == second.keys() == {"published", "anchored", "clip", "umpire", "windows", "cells", "bags"}
     for name in first:
         assert first[name]["history"] == second[name]["history"], name
         assert all(len(column) == 3 for column in first[name]["history"].values())
@@ -74,18 +82,27 @@ class Watch(Callback):
 
 if __name__ == "__main__":
     adata = stfuse.datasets.synthetic_tissue(120, n_genes=8, n_image_features=6, seed=1)
+    cells, tiles = stfuse.datasets.synthetic_cells(40, cells_per_tile=12, n_image_features=6, seed=1)
+    stfuse.pp.cell_graph(cells, tile_key="tile", tiles=tiles)
     found = {}
-    for objective in ("contrastive", "one-sided", "bleep"):
+    for objective in ("contrastive", "one-sided", "bleep", "sigmma"):
         for devices in (2, 1) if os.environ.get("LOCAL_RANK", "0") == "0" else (2,):
             torch.manual_seed(0)
             options = {"devices": 2, "strategy": "ddp"} if devices == 2 else {"devices": 1}
-            stfuse.model.UMPIRE.setup_anndata(adata)
-            model = stfuse.model.UMPIRE(adata, objective=objective, embed_dim=4, adapter_dim=3)
+            if objective == "sigmma":
+                stfuse.model.SIGMMA.setup_anndata(cells, tile_key="tile")
+                options |= {"validation_fraction": 0}
+                model = stfuse.model.SIGMMA(cells, tiles, embed_dim=4, n_hidden=6, dropout=0.0, edge_addition="all")
+            else:
+                stfuse.model.UMPIRE.setup_anndata(adata)
+                model = stfuse.model.UMPIRE(adata, objective=objective, embed_dim=4, adapter_dim=3)
             watch = Watch()
             model.train(max_epochs=1, batch_size=24, progress=False, device="cpu", callbacks=[watch], **options)
             loss = {k: v.iloc[:, 0].tolist() for k, v in model.history.items()}
-            found[f"{objective} {devices}"] = {"steps": watch.steps, "loss": loss, "code": model.codes().image.tolist()}
-    if len(found) == 6:
+            code = model.codes().image
+            code = code["meso"] if objective == "sigmma" else code
+            found[f"{objective} {devices}"] = {"steps": watch.steps, "loss": loss, "code": code.tolist()}
+    if len(found) == 8:
         with open(os.path.join(sys.argv[1], "found.json"), "w") as file:
             json.dump(found, file)
 """
@@ -99,7 +116,7 @@ def test_a_batch_on_two_devices_is_the_batch_on_one(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=560, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
-    for objective in ("contrastive", "one-sided", "bleep"):
+    for objective in ("contrastive", "one-sided", "bleep", "sigmma"):
         two, one = found[f"{objective} 2"], found[f"{objective} 1"]
         assert len(two["steps"]) == len(one["steps"]) == 4
         for a, b in zip(two["steps"], one["steps"], strict=True):

@@ -39,8 +39,8 @@ class SigmmaPlan(Plan):
         super().__init__(module)
         self.data, self.names, self.seed = data, names, seed
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
-        # an encoder may have a head that its codes do not pass through
-        self.some_rest = module.image_encoder is not None
+        # an encoder may have a head that its codes do not pass through; without a graph no map of neighbours is used
+        self.some_rest = module.image_encoder is not None or not module.cells.graph
 
     def on_fit_start(self) -> None:
         """Take the data to the device with the batches that index them."""
