@@ -1,6 +1,7 @@
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -399,3 +400,22 @@ def test_no_cells_have_no_pairs():
 def test_unique_pairs():
     assert unique_pairs(np.array([[4, 1], [1, 4], [0, 2], [2, 0], [4, 1]]), 5).tolist() == [[0, 2], [1, 4]]
     assert unique_pairs(np.empty((0, 2), int), 0).shape == (0, 2)
+
+
+def test_pairs_of_a_tile_do_not_depend_on_other_tiles():
+    rng = np.random.default_rng(0)
+    tile = np.repeat(np.arange(4), 40)
+    cells = Placed(tile, rng.random((160, 2)) * 10, np.full(160, 10.0))
+    block = block_ids(cells, 4)
+    names = pd.Index(["a", "b", "c", "d"], dtype=object)
+
+    def drawn(rows, numbers, names):
+        part = Placed(numbers, cells.local[rows], cells.side[rows])
+        found = candidate_pairs(part, block[rows, 1], block[rows, 2], 30, 1, names).pairs
+        return {tuple(pair) for pair in np.sort(rows[found]).tolist() if tile[pair[0]] == 2}
+
+    rows = np.arange(160)
+    some = rows[tile >= 2]
+    assert (
+        drawn(rows, tile, names) == drawn(some, 3 - tile[some], names[[3, 2]]) and len(drawn(rows, tile, names)) == 30
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.spatial import Delaunay, QhullError, cKDTree
 
 Scale = Literal["micro", "meso", "macro"]
@@ -133,11 +134,14 @@ class Candidates(NamedTuple):
     n_all: int
 
 
-def candidate_pairs(cells: Placed, fine: np.ndarray, coarse: np.ndarray, most: int, seed: int) -> Candidates:
+def candidate_pairs(
+    cells: Placed, fine: np.ndarray, coarse: np.ndarray, most: int, seed: int, names: pd.Index | None = None
+) -> Candidates:
     """Pairs of cells in different ``fine`` blocks of one ``coarse`` block: those that the coarser scale may join.
 
     A tile with more than ``most`` gets that many, evenly spaced among all of them from a random one on, so that each has the same
-    chance and every cell about its share. What is drawn depends on places, and not on the order of the cells.
+    chance and every cell about its share. What is drawn depends on the places of its cells and on its name (of ``names``; None = its
+    number), and not on the order of cells or on other tiles.
     """
     order = np.lexsort((cells.local[:, 1], cells.local[:, 0], fine, coarse, cells.tile))
     tile, coarse, fine = cells.tile[order], coarse[order], fine[order]
@@ -149,7 +153,7 @@ def candidate_pairs(cells: Placed, fine: np.ndarray, coarse: np.ndarray, most: i
     total = np.diff(np.r_[0, stops[np.r_[first[1:] - 1, n - 1]]]) if n else np.empty(0, np.int64)
     kept = np.minimum(total, most)
     begin = np.cumsum(total) - total
-    shift = np.random.default_rng(seed).random(len(total))
+    shift = _chances(tile[first], names, seed)
     parts = np.searchsorted(np.cumsum(kept), np.arange(CHUNK, kept.sum() + CHUNK, CHUNK), side="right")
     made, start = [np.empty((0, 2), np.int32)], 0
     for stop in [*parts.tolist(), len(total)]:
@@ -169,6 +173,14 @@ def candidate_pairs(cells: Placed, fine: np.ndarray, coarse: np.ndarray, most: i
         both.sort(axis=1)
         made.append(both)
     return Candidates(np.concatenate(made), int(total.sum()))
+
+
+def _chances(tiles: np.ndarray, names: pd.Index | None, seed: int) -> np.ndarray:
+    """A number from 0 to 1 for each tile, by its name and the seed."""
+    named = tiles if names is None else names.to_numpy(dtype=object)[tiles]
+    with np.errstate(over="ignore"):
+        mixed = pd.util.hash_array(named) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
+    return (pd.util.hash_array(mixed) >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def _ends(*sorted_numbers: np.ndarray) -> np.ndarray:

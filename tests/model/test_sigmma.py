@@ -198,6 +198,9 @@ def test_what_is_left_out(tissue):
     )
     cells.obs["tile"] = cells.obs["tile"].where(~gone)
     cells.obsm["X_pca"][cells.obs["tile"].to_numpy() == names[3]] = np.nan
+    with pytest.raises(ValueError, match="was made of other cells: of tile 'tile2' it has"):
+        trained(cells, tiles)
+    stfuse.pp.cell_graph(cells, tile_key="tile", tiles=tiles)
     model = trained(cells, tiles)
     codes = model.codes()
     assert np.flatnonzero(np.isnan(codes.image["micro"]).any(1)).tolist() == [0]
@@ -209,6 +212,63 @@ def test_what_is_left_out(tissue):
     counts = model._data(cells, tiles, training=True).counts()
     assert counts["image"] == 23 and counts["rna"] == 21 and counts["both"] == 20 and counts["paired"] == 20
     assert counts["cells_outside_tiles"] == int(gone.sum())
+
+
+def test_a_graph_of_other_cells_is_refused(tissue):
+    cells, tiles = tissue
+    model = trained(cells, tiles)
+    half = cells[::2].copy()
+    with pytest.raises(ValueError, match="made of other cells"):
+        model.codes(half, tiles)
+    # whole tiles may be coded by themselves
+    some = cells[cells.obs["tile"].isin(tiles.obs_names[:5])].copy()
+    found = model.codes(some, tiles[:5].copy())
+    assert list(found.names) == list(tiles.obs_names[:5])
+    np.testing.assert_allclose(found.rna["macro"], model.codes().rna["macro"][:5], atol=1e-5)
+    # a graph of some tiles tells nothing of the others
+    few = cells.copy()
+    stfuse.pp.cell_graph(few, tile_key="tile", tiles=tiles[:10].copy())
+    with pytest.raises(ValueError, match="of tile 'tile10' it has none"):
+        model.codes(few, tiles)
+    merged = cells.copy()
+    merged.obs["tile"] = [f"tile{int(name[4:]) // 2}" for name in merged.obs["tile"]]
+    with pytest.raises(ValueError, match="made of other cells"):
+        model.codes(merged, tiles)
+    # cells without a place were outside when the graph was made, and are so when it is read
+    lost = cells.copy()
+    lost.obsm["spatial"][:3] = np.nan
+    with pytest.warns(UserWarning, match="no coordinates"):
+        stfuse.pp.cell_graph(lost, tile_key="tile", tiles=tiles)
+    assert np.isnan(model.codes(lost, tiles).cells["micro"]).any(1).sum() == 3
+
+
+def test_edges_of_cells_that_took_no_part_are_left_out(tissue):
+    cells, tiles = tissue
+    cells.obsm["X_pca"][:7] = np.nan
+    edges = trained(cells, tiles).codes().edges
+    for graph in edges.values():
+        assert not graph[:7].nnz and graph[7:].nnz
+    assert not np.shares_memory(edges["micro"].data, cells.obsp["cell_graph_connectivities"].data)
+    assert trained(cells, tiles, graph=False).codes().edges == {}
+
+
+def test_an_odd_cell_changes_no_other_tile(tissue):
+    cells, tiles = tissue
+    model = trained(cells, tiles, layer="gatv2")
+    odd = cells.copy()
+    odd.obsm["X_pca"][0] = 300 * odd.obsm["X_pca"].std(0)
+    mine = tiles.obs_names.get_loc(cells.obs["tile"].iloc[0])
+    found, before = model.codes(odd, tiles).rna["macro"], model.codes().rna["macro"]
+    others = np.arange(24) != mine
+    np.testing.assert_allclose(found[others], before[others], atol=1e-5)
+    assert np.abs(found[mine] - before[mine]).max() > 1e-3
+
+
+def test_training_that_tells_nothing_is_told(tissue):
+    cells, tiles = tissue
+    with pytest.warns(UserWarning, match="no better after any epoch than before training"):
+        model = trained(cells, tiles, train={"lr": 1e-12, "seed": 0})
+    assert model.report_["epochs_kept"] == 2
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,9 @@ def test_missing_views_are_told_and_coded(tissue):
         ({"copy": "yes"}, TypeError, "copy"),
         ({"crop_size": 8}, ValueError, "crop_size"),
         ({"key_added": "a/b"}, ValueError, "slash"),
+        ({"key_added": "cell_graph"}, ValueError, "would overwrite what is read"),
+        ({"key_added": "X_pca"}, ValueError, "would overwrite what is read"),
+        ({"key_added": "spatial"}, ValueError, "would overwrite what is read"),
         ({"key_added": "image"}, ValueError, "would overwrite tiles.obsm"),
         ({"key_added": "other"}, ValueError, "would overwrite cells.uns"),
         ({"table_key": "table"}, ValueError, "names a table of a SpatialData"),
@@ -214,6 +217,16 @@ def test_bad_input_changes_nothing(tissue, contents, options, error, match):
     with pytest.raises(error, match=match):
         stfuse.tl.sigmma(**arguments)
     np.testing.assert_equal((contents(cells), contents(tiles)), before)
+
+
+def test_longer_names_do_not_stand_in_the_way(tissue):
+    cells, tiles = tissue
+    stfuse.tl.sigmma(cells, tiles, graph=False, key_added="sigmma_bag", **FAST)
+    assert not [key for key in cells.obsp if "sigmma_bag" in key]
+    stfuse.tl.sigmma(cells, tiles, **FAST)
+    assert {"X_sigmma_bag", "X_sigmma"} <= set(tiles.obsm)
+    with pytest.raises(ValueError, match=r"would overwrite tiles\.obsm\['X_sigmma_micro|would overwrite cells\.obsm"):
+        stfuse.tl.sigmma(cells, tiles, key_added="sigmma_micro", **FAST)
 
 
 def test_objects_that_do_not_fit(tissue):

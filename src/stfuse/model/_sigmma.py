@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stfuse import _keys
 from stfuse._cell_graph import SCALES, Scale
 from stfuse._check import check_seed, check_text
+from stfuse._log import warn
 from stfuse.model._base import pick
 from stfuse.model._sigmma_codes import TileCodes, beside, code_tiles
 from stfuse.model._sigmma_parts import check_architecture, check_run, fit_moments, image_width
@@ -300,10 +301,15 @@ class SIGMMA(StoredModel):
                 trainer_kwargs=trainer_kwargs,
             )
         self.report_ = {"n_trained_on": float(pairs.size), "n_held_out": float(held_out.size)}
-        if keep is not None:
-            if keep.state is not None:
-                module.load_state_dict(keep.state)
+        if keep is not None and keep.state is not None:
+            module.load_state_dict(keep.state)
             self.report_["epochs_kept"] = float(keep.best_epoch)
+        elif keep is not None:
+            self.report_["epochs_kept"] = float(len(history))
+            warn(
+                "Held-out tiles found their partners no better after any epoch than before training, and the last epoch is kept: there are "
+                "too few tiles or epochs to tell, or image and cells have nothing in common."
+            )
         self._finish(module, history)
 
     def _measure(self, data: TileCells) -> None:
@@ -331,8 +337,8 @@ class SIGMMA(StoredModel):
 
         Returns
         -------
-        Object with dictionaries by scale: `image`, `rna`, `fused` (tiles x width), `cells` (n x hidden) and `edges` (n x n, CSR). Rows
-        of NaN where a view is missing: of tiles with fewer than three cells, of cells outside of all tiles.
+        Object with the `names` of the tiles and dictionaries by scale: `image`, `rna`, `fused` (tiles x width), `cells` (n x hidden) and
+        `edges` (n x n, CSR; none without `graph`). Rows of NaN where a view is missing: of tiles with fewer than three cells, of cells outside of all tiles.
 
         Raises
         ------

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, diags_array
 from torch import Tensor
 
 from stfuse import _keys
@@ -22,13 +23,14 @@ NOTHING = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class TileCodes:
-    """What a model says of t tiles and n cells, by scale; NaN where a view is missing.
+    """What a model says of t tiles (``names``) and n cells, by scale; NaN where a view is missing.
 
     ``image`` and ``rna`` (t x width) are of unit length, ``fused`` holds both side by side, a missing one filled by the other.
     ``cells`` are n x hidden at all scales up to the coarsest, ``edges`` n x n: edges of the scale, with the probability of those that
     were added.
     """
 
+    names: pd.Index
     image: dict[str, np.ndarray]
     rna: dict[str, np.ndarray]
     fused: dict[str, np.ndarray]
@@ -63,7 +65,7 @@ def code_tiles(module: Sigmma, data: TileCells, scales: Sequence[str], device: t
                 np.column_stack([own[edges[:, 0].astype(int)], own[edges[:, 1].astype(int)], edges[:, 2]])
             )
     fused = {name: fuse(image[name], rna[name]) for name in scales}
-    return TileCodes(image, rna, fused, cells, _edges(data, upto, kept))
+    return TileCodes(data.names, image, rna, fused, cells, _edges(data, upto, kept) if module.cells.graph else {})
 
 
 def _empty(n: int, width: int) -> np.ndarray:
@@ -102,12 +104,16 @@ def _edges(data: TileCells, upto: Sequence[str], kept: list[list[np.ndarray]]) -
     """Graph of each scale: the edges of the smallest blocks, and all that were added up to there."""
     if data.cells is None:
         return {}
-    graph = csr_matrix(data.cells.edges, dtype=np.float32)
+    took_part = np.zeros(len(data.cells.tile), np.float32)
+    took_part[data.order] = 1
+    only = diags_array(took_part)
+    graph = csr_matrix(only @ data.cells.edges.astype(np.float32) @ only)
+    graph.eliminate_zeros()
     graphs = {upto[0]: graph}
     for name, parts in zip(upto[1:], kept, strict=True):
         if parts:
             one, other, chance = np.concatenate(parts).T
             ends = np.r_[one, other].astype(int), np.r_[other, one].astype(int)
             graph = csr_matrix(graph + csr_matrix((np.r_[chance, chance].astype(np.float32), ends), shape=graph.shape))
-        graphs[name] = graph
+        graphs[name] = graph.copy()
     return graphs

@@ -124,7 +124,9 @@ def read_cells(
         raise ValueError(f"No cell of a tile has features: {what} is NaN in all of them.")
     record: Any = cells.uns.get(graph_key)
     keys = [f"{graph_key}_{name}" for name in ("connectivities", *SCALES[1:])]
-    missing = [key for key in keys if key not in cells.obsp]
+    missing = [key for key in keys if key not in cells.obsp] + [
+        b for b in (f"{graph_key}_blocks",) if b not in cells.obsm
+    ]
     if missing or not hasattr(record, "get") or "params" not in record:
         raise KeyError(
             f"No graph of cells under {graph_key!r}: call stfuse.pp.cell_graph(cells, tile_key={tile_key!r}, tiles=tiles) first."
@@ -135,9 +137,32 @@ def read_cells(
             f"The graph under {graph_key!r} was made for the tiles in obs[{made_for!r}], not obs[{tile_key!r}]: call "
             f"stfuse.pp.cell_graph(cells, tile_key={tile_key!r}, key_added=...) and name it with graph_key=."
         )
+    tile = _placed(cells, tile, names, record, graph_key, tile_key, every=tiles is not None)
     edges, *added = (csr_matrix(cells.obsp[key]) for key in keys)
     _check_within(tile, (edges, *added), graph_key, tile_key)
     return CellView(names, features, tile, edges, tuple(added), int(record["params"]["n_blocks"]))
+
+
+def _placed(
+    cells: AnnData, tile: np.ndarray, names: pd.Index, record: Any, graph_key: str, tile_key: str, every: bool
+) -> np.ndarray:
+    """Tiles of the cells that have a place in them, after a check that these are the cells that the graph was made of."""
+    claimed = np.bincount(tile[tile >= 0], minlength=len(names)) > 0
+    tile = np.where(np.asarray(cells.obsm[f"{graph_key}_blocks"])[:, 0] < 0, -1, tile)
+    made = pd.Series(np.asarray(record["tiles"]["cells"]), np.asarray(record["tiles"]["name"]).astype(str))
+    now = np.bincount(tile[tile >= 0], minlength=len(names))
+    then = made.reindex(names.astype(str)).to_numpy()
+    # without a table of tiles a name may be that of none
+    claimed &= every | ~np.isnan(then)
+    differ = np.flatnonzero(claimed & (np.nan_to_num(then, nan=-1) != now))
+    if differ.size:
+        row = differ[0]
+        was = "none" if np.isnan(then[row]) else int(then[row])
+        raise ValueError(
+            f"The graph under {graph_key!r} was made of other cells: of tile {names[row]!r} it has {was}, and {now[row]} of its cells are "
+            f"there now. Call stfuse.pp.cell_graph(cells, tile_key={tile_key!r}, tiles=tiles) again."
+        )
+    return tile
 
 
 def _check_within(tile: np.ndarray, matrices: Sequence[csr_matrix], graph_key: str, tile_key: str) -> None:

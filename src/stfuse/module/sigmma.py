@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from stfuse.module.abmil import GatedAttention
 from stfuse.module.losses import info_nce
 from stfuse.module.messages import Messages
-from stfuse.module.segments import segment_softmax, segment_sum
+from stfuse.module.segments import segment_max, segment_softmax, segment_sum
 
 EdgeAddition = Literal["sampled", "all", "none"]
 Layer = Literal["sage", "gatv2"]
 NEGATIVE_SLOPE = 0.2  # of the attention's LeakyReLU
-LIKELY = 3.0  # logit of an edge at the start: of few edges drawn at random a mean tells less than of all of them
+LIKELY = 1.0  # logit of an edge at the start: of few edges drawn at random a mean tells less than of all of them
 START = 2.6593  # log of the inverse of 0.07, where the temperatures of the losses start
 
 
@@ -77,10 +77,12 @@ class AttentionLayer(nn.Module):
         if messages:
             sent, wanted = self.source(cells), self.target(cells)
             scores = [self._scores(sent, wanted, m) for m in messages]
-            # the largest only keeps exp in range; it takes no part in the gradient
-            top = torch.cat([s.detach() for s in scores]).amax() if any(s.numel() for s in scores) else 0.0
+            # each cell's largest only keeps exp in range; it takes no part in the gradient
+            top = cells.new_full((len(cells),), -torch.inf)
+            for m, s in zip(messages, scores, strict=True):
+                top = segment_max(s.detach(), m.offsets, top)
             parts = [
-                replace(m, weight=(s - top).exp() * (1.0 if m.weight is None else m.weight))
+                replace(m, weight=(s - top[m.target]).exp() * (1.0 if m.weight is None else m.weight))
                 for m, s in zip(messages, scores, strict=True)
             ]
             total = torch.stack([m.gather(sent) for m in parts]).sum(0)

@@ -98,7 +98,7 @@ def cell_graph(
     - `obsp["cell_graph_meso"]`, `obsp["cell_graph_macro"]`: pairs that this scale may join, once each (CSR, bool)
     - `obsm["cell_graph_blocks"]`: n x 3 (int32), the block of each cell at the three scales, row by row from the corner of
       the tile; -1 = in no tile
-    - `uns["cell_graph"]`: parameters, number of cells, tiles, edges and pairs (`listed` of `all`), versions
+    - `uns["cell_graph"]`: parameters, number of cells, tiles, edges and pairs (`listed` of `all`), the cells of each tile, versions
 
     Raises
     ------
@@ -231,7 +231,7 @@ def build(data: Any, tables: Tables, tile_key: str, key: str, **options: Any) ->
     n_pairs = {}
     for scale, fine, coarse in (("meso", 0, 1), ("macro", 1, 2)):
         found = _cell_graph.candidate_pairs(
-            placed, block[:, fine], block[:, coarse], options["max_pairs"], options["seed"]
+            placed, block[:, fine], block[:, coarse], options["max_pairs"], options["seed"], names
         )
         obsp[keys[scale]] = _once(rows, found.pairs, n)
         n_pairs[scale] = {"listed": len(found.pairs), "all": found.n_all}
@@ -249,7 +249,9 @@ def build(data: Any, tables: Tables, tile_key: str, key: str, **options: Any) ->
     }
     logger.info("%d cells in %d tiles, %d edges, pairs %s", rows.size, int((sizes > 0).sum()), len(edges), n_pairs)
     params = {"tile_key": tile_key, **options}
-    record = {"params": params, "n_obs": counts, MARK: n_pairs, "versions": _record.versions()}
+    # by which cells that were added, taken away or moved to other tiles are found out
+    made_of = {"name": np.asarray(names, dtype=str), "cells": sizes}
+    record = {"params": params, "n_obs": counts, MARK: n_pairs, "tiles": made_of, "versions": _record.versions()}
     triple = {
         "connectivities_key": keys["connectivities"],
         "distances_key": keys["distances"],

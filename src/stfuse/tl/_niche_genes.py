@@ -38,8 +38,10 @@ def rank_genes(
             f"{len(tested)} domain(s) of obs[{groupby!r}] have two cells with expression: two at least are needed to compare "
             "their genes. genes=False leaves these out."
         )
-    if len(tested) < len(names):
-        lonely = [name for name, size in zip(names, sizes, strict=True) if size < 2]
+    # a name without any cell stands for those that were left out
+    used = np.bincount(codes[codes >= 0], minlength=len(names)) > 0
+    lonely = [name for name, size, there in zip(names, sizes, used, strict=True) if there and size < 2]
+    if lonely:
         warn(f"Domains with fewer than two cells with expression have no differential genes: {_read.listing(lonely)}.")
     labels = pd.Categorical.from_codes(codes[rows], names).remove_unused_categories()
     obs = pd.DataFrame({groupby: labels}, index=pd.RangeIndex(len(rows)).astype(str))

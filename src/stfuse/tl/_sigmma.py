@@ -153,8 +153,8 @@ def sigmma(
 
         - `obsm["X_sigmma_micro"]`, `obsm["X_sigmma_meso"]`, `obsm["X_sigmma_macro"]`: codes of the cells, n x n_hidden; a row
           of NaN = in no tile, or without features
-        - `obsp["sigmma_micro_connectivities"]`, `..._meso_...`, `..._macro_...`: graph of each scale (CSR, float32), each within the next;
-          1 for edges of the smallest blocks, for added ones their probability. squidpy takes `connectivity_key="sigmma_macro"`
+        - `obsp["sigmma_micro_connectivities"]`, `..._meso_...`, `..._macro_...`, with `graph`: graph of each scale (CSR, float32), each
+          within the next; 1 for edges of the smallest blocks, for added ones their probability. squidpy takes `connectivity_key="sigmma_macro"`
         - `uns["sigmma"]`: parameters, seed, versions, counts
 
     Raises
@@ -176,7 +176,7 @@ def sigmma(
     -----
     Not given in the paper, and chosen here: node features (components), neighbours (6 nearest in a block), layers (one a scale, width
     128), temperatures (0.5 for edges; losses start at 0.07 and learn it), where scores start (every pair an edge with a probability of
-    0.95: of few edges drawn at random the mean tells less), optimiser and epochs. The paper trains the image encoder too.
+    0.73: of few edges drawn at random the mean tells less), optimiser and epochs. The paper trains the image encoder too.
 
     Jeong et al. (2025), SIGMMA: Hierarchical graph-based multi-scale multi-modal contrastive alignment of histopathology image and
     spatial transcriptome, sections 4 and 5.
@@ -237,7 +237,7 @@ def sigmma(
     if copy:
         _record.check_copy(tables.cells)
         _record.check_copy(tables.tiles)
-    check_names(tables, key_added)
+    check_names(tables, key_added, keys)
     private_cells, private_tiles, made = private_tables(cells, tables, keys, finetune_image)
     SIGMMA.setup_anndata(private_cells, **keys)
     model = SIGMMA(private_cells, private_tiles, image_encoder=image_encoder, **model_params)

@@ -31,17 +31,22 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def check_names(tables: Tables, key: str) -> None:
-    """Refuse names under which something else is kept."""
+def check_names(tables: Tables, key: str, keys: Mapping[str, str | None]) -> None:
+    """Refuse names under which something else is kept, or that the call reads or makes."""
     _keys.slots(key)
+    read = {_keys.SPATIAL, *keys.values(), f"{keys['graph_key']}_neighbors"}
+    if key in read:
+        raise ValueError(f"key_added={key!r} would overwrite what is read under that name: choose another one.")
+    codes = {f"X_{key}{scale}{view}" for scale in ("", *(f"_{s}" for s in SCALES)) for view in ("", "_image", "_rna")}
+    graphs = {f"{key}_{scale}_connectivities" for scale in SCALES}
     for where, table in (("cells", tables.cells), ("tiles", tables.tiles)):
         record: Any = table.uns.get(key) if table is not None else None
         own = isinstance(record, Mapping) and record.get("method") == METHOD
         if table is None or own:
             continue
         foreign = [f"uns[{key!r}]"] if record is not None else []
-        foreign += [f"obsm[{k!r}]" for k in table.obsm if k == f"X_{key}" or k.startswith(f"X_{key}_")]
-        foreign += [f"obsp[{k!r}]" for k in table.obsp if k in {f"{key}_{s}_connectivities" for s in SCALES}]
+        foreign += [f"obsm[{k!r}]" for k in table.obsm if k in codes]
+        foreign += [f"obsp[{k!r}]" for k in table.obsp if k in graphs]
         if foreign:
             raise ValueError(
                 f"key_added={key!r} would overwrite {where}.{foreign[0]}, which this function did not write: choose another "
@@ -52,7 +57,7 @@ def check_names(tables: Tables, key: str) -> None:
 def private_tables(
     data: Any, tables: Tables, keys: dict[str, Any], crops: bool
 ) -> tuple[AnnData, AnnData, dict[str, dict[str, Any]]]:
-    """Small copies with what is read, made where a default is missing: scvi-tools leaves its bookkeeping in them."""
+    """Small objects with what is read, made where a default is missing: scvi-tools leaves its bookkeeping in them."""
     cells, tiles = tables.cells, tables.tiles
     if tiles is None:
         raise ValueError("tiles= is missing.")
@@ -76,6 +81,10 @@ def private_tables(
         key = f"{keys['graph_key']}_{name}"
         if key in source:
             few_cells.obsp[key] = source[key]
+    blocks = f"{keys['graph_key']}_blocks"
+    for held in (made["cells"].get("obsm", {}), cells.obsm):
+        if blocks in held and blocks not in few_cells.obsm:
+            few_cells.obsm[blocks] = held[blocks]
     record = made["cells"].get("uns", {}).get(keys["graph_key"], cells.uns.get(keys["graph_key"]))
     if record is not None:
         few_cells.uns[keys["graph_key"]] = record
