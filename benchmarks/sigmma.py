@@ -25,6 +25,7 @@ ABLATION = {
     "bag of cells, one scale": {"scales": ONE, "graph": False},
     "bag of cells, three scales": {"graph": False},
     "graph, one scale": {"scales": ONE, "edge_addition": "none"},
+    "graph, one scale, all edges": {"scales": ONE, "edge_addition": "all"},
     "graph, one scale, edges drawn": {"scales": ONE},
     "graph, three scales, no edges added": {"edge_addition": "none"},
     "graph, three scales, all edges": {"edge_addition": "all"},

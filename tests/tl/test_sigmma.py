@@ -37,6 +37,9 @@ def test_writes_what_it_says_and_nothing_else(tissue, tmp_path):
     }
     assert new[1] == {"obs": set(), "obsm": set(TILES), "obsp": set(), "uns": {"sigmma"}, "layers": set()}
     record = tiles.uns["sigmma"]
+    listed = cells.uns["cell_graph"]["n_pairs"]["meso"]["listed"]
+    added = (cells.obsp[GRAPHS[1]].nnz - cells.obsp[GRAPHS[0]].nnz) / 2
+    assert record["report"]["pairs_kept_meso"] == added / listed
     assert record["n_obs"]["both"] == 24 and record["params"]["tile_key"] == "tile" and len(record["history"]) == 2
     assert {"micro", "meso", "macro", "held_out_rank"} <= set(record["history"].columns) or len(tiles) < 50
     for adata, name in zip(tissue, ("cells", "tiles"), strict=True):
@@ -72,6 +75,13 @@ def test_other_functions_take_its_codes(tissue):
     panels = stfuse.pl.retrieval(tiles, methods=["sigmma", "sigmma_micro"])
     assert len(panels) == 2
     query, reference = tiles[:8].copy(), tiles[8:].copy()
+    model = stfuse.tl.sigmma(cells, tiles, return_model=True, **FAST)
+    for call in (
+        lambda: stfuse.tl.predict_expression(query, reference, model=model),
+        lambda: stfuse.tl.retrieve(tiles, model=model),
+    ):
+        with pytest.raises(TypeError, match="tl.sigmma, which reads two objects.*use_rep="):
+            call()
     stfuse.tl.predict_expression(query, reference, use_rep=("X_sigmma_image", "X_sigmma_rna"), n_neighbors=3)
     assert np.isfinite(query.layers["predicted"]).all()
     squidpy = pytest.importorskip("squidpy")
@@ -185,8 +195,8 @@ def test_missing_views_are_told_and_coded(tissue):
         ({"tile_key": 3}, TypeError, "tile_key must be a string"),
         ({"tile_key": "cell_type"}, ValueError, "is a name of tiles.obs_names"),
         ({"rna_key": "X_scvi"}, KeyError, "X_scvi"),
-        ({"image_key": "X_uni"}, KeyError, "X_uni"),
-        ({"graph_key": "graph"}, KeyError, "No graph of cells under 'graph'"),
+        ({"image_key": "X_uni"}, KeyError, "X_uni.*There is 'spatial', 'composition'.*key_added='X_uni'"),
+        ({"graph_key": "graph"}, KeyError, "No graph of cells under 'graph'.*key_added='graph'"),
         ({"paired_key": "half"}, KeyError, "half"),
         ({"paired_key": "n_cells"}, ValueError, "must be boolean"),
         ({"scales": ("huge",)}, ValueError, "scales must be some of"),

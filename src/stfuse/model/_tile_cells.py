@@ -129,7 +129,8 @@ def read_cells(
     ]
     if missing or not hasattr(record, "get") or "params" not in record:
         raise KeyError(
-            f"No graph of cells under {graph_key!r}: call stfuse.pp.cell_graph(cells, tile_key={tile_key!r}, tiles=tiles) first."
+            f"No graph of cells under {graph_key!r}: call stfuse.pp.cell_graph(cells, tile_key={tile_key!r}, tiles=tiles"
+            f"{'' if graph_key == GRAPH else f', key_added={graph_key!r}'}) first."
         )
     made_for = str(record["params"]["tile_key"])
     if made_for != tile_key:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stfuse import _keys, _read, _record
-from stfuse._check import check_flag, check_number, check_seed, check_target, check_text
+from stfuse._check import check_flag, check_number, check_seed, check_target, check_text, did_you_mean
 from stfuse._labels import read_classes
 from stfuse.tl._niche_genes import rank_genes
 from stfuse.tl._niche_null import count_cells, enrichment
@@ -223,7 +223,13 @@ def _check_keys(box: Any, key_added: str, inputs: dict[str, str | None], genes: 
 
 def _read_groups(data: Any, key: str, table_key: str | None) -> _Groups:
     """Read a column of groups; `"unassigned"` is none."""
-    column = _read.read_column(data, key, table_key)
+    column = _read.find_column(data, key, table_key)
+    if column is None:
+        there = _read.columns_of(_read.container(data, table_key))
+        raise KeyError(
+            f"No obs column {key!r}.{did_you_mean(key, there)} There is {_read.listing(there)}. Domains of cells are made by "
+            "stfuse.tl.domains(cells, use_rep=, key_added=)."
+        )
     codes, names = read_classes(column, key)
     number = pd.api.types.is_numeric_dtype(column.dtype)
     if len(names) > MOST and (number or 2 * len(names) > (codes >= 0).sum()):

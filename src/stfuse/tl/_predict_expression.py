@@ -271,6 +271,7 @@ def _road(method: str | None, model: Any, use_rep: Any, params: dict[str, Any], 
     if not isinstance(model, FusionModel):
         raise TypeError(
             f"model must be a trained stfuse model (stfuse.tl.clip(..., return_model=True)), got {type(model).__name__}."
+            ' Of tl.sigmma, which reads two objects, name the codes it has written: use_rep=("X_sigmma_image", "X_sigmma_rna").'
         )
     return type(model).__name__, lambda task: model_neighbors(task, model)
 

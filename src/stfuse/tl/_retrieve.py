@@ -142,6 +142,7 @@ def _coded(data: Any, model: Any, view: str, who: str, table_key: str | None) ->
     if not isinstance(model, FusionModel):
         raise TypeError(
             f"model must be a trained stfuse model (stfuse.tl.cameo(..., return_model=True)), got {type(model).__name__}."
+            ' Of tl.sigmma, which reads two objects, name the codes it has written: use_rep="sigmma".'
         )
     values = model_codes(model, data, view, who, table_key)
     return _present(values, np.isfinite(values).all(axis=1), view, who)

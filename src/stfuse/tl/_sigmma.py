@@ -62,8 +62,9 @@ def sigmma(
 
     .. math:: L = \sum_{s} \tfrac{1}{2} \left[ L^s_{I \to S} + L^s_{S \to I} \right],
 
-    a contrastive loss (InfoNCE) at each scale. Tiles get codes by which images find expression; cells get codes of their surroundings at
-    three reaches, from which :func:`stfuse.tl.domains` makes microenvironments and niches.
+    a contrastive loss (InfoNCE) at each scale. Tiles get codes by which images find expression; cells get codes of themselves in their
+    surroundings at three reaches. :func:`stfuse.tl.domains` makes microenvironments of them; for niches in tissue where types are mixed
+    average them first (:func:`stfuse.pp.neighbor_mean`), as a code keeps much of the cell itself.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ def sigmma(
         those with a probability above one half. `"all"`: every pair becomes an edge. `"none"`: none does. With `graph` and `scales` this
         repeats the paper's ablation.
     layer
-        `"sage"` (mean of neighbours, GraphSAGE) or `"gatv2"` (attention).
+        `"sage"` (mean of neighbours, GraphSAGE) or `"gatv2"` (attention, two to four times as slow).
     embed_dim
         Width of a tile's code at each scale.
     n_hidden
@@ -108,8 +109,9 @@ def sigmma(
         Whether to train `image_encoder` with the rest, on 21 crops a tile: a matter of hours on a GPU for a real encoder. False = image
         features stay as they are.
     image_encoder
-        With `finetune_image`: a :class:`torch.nn.Module` from crops (n x channels x size x size; bytes become 0 to 1) to n x any
-        width. It stays as it is, a copy is trained.
+        With `finetune_image`: a :class:`torch.nn.Module` from crops (n x channels x size x size; bytes become 0 to 1, and nothing else is
+        done to them: what a network wants subtracted and divided belongs into the module) to n x any width. It stays as it is, a copy is
+        trained: `model.module.image_encoder` of the returned model.
     crop_size
         With `finetune_image`: pixels to which every crop is brought. None = the size of a tile.
     max_epochs
@@ -147,7 +149,9 @@ def sigmma(
         - `obsm["X_sigmma"]`: both side by side, a missing one filled by the other
         - `obsm["X_sigmma_micro_image"]`, `obsm["X_sigmma_micro_rna"]`, `obsm["X_sigmma_micro"]`: the same of one scale, likewise
           `meso` and `macro`. Functions that take the name of a method take `"sigmma_micro"`
-        - `uns["sigmma"]`: parameters, history, seed, versions, counts
+        - `uns["sigmma"]`: parameters, seed, versions, counts; `history`, the loss of each scale and `held_out_rank` (how many of the other
+          tiles are nearer than the partner of a held-out one, mean logarithm of the share; lower is better); `report`, the epochs kept and the
+          share of pairs that became edges at each scale
 
         Written into the cells:
 

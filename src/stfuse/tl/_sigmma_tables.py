@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from stfuse import _keys, _read, _record
 from stfuse._cell_graph import SCALES
+from stfuse._check import did_you_mean
 from stfuse._log import logger, warn
 from stfuse._slides import column_of
 from stfuse.pp._cell_graph import build, check_free
@@ -120,7 +121,10 @@ def _image(data: Any, tables: Tables, few: AnnData, key: str, crops: bool, made:
         made |= {"obsm": {key: table.obsm[key]}, "uns": {key: table.uns[key]}}
         tiles = table
     if key not in tiles.obsm:
-        return  # the model says what is missing
+        mend = "name tiles' pixels, t x channels x height x width" if crops else f"make it by stfuse.pp.image_features(tiles, grid=[1, 2, 4], key_added={key!r})"  # fmt: skip
+        raise KeyError(
+            f"No tiles.obsm[{key!r}] (image_key).{did_you_mean(key, tiles.obsm)} There is {_read.listing(tiles.obsm.keys())}: {mend}."
+        )
     few.obsm[key] = tiles.obsm[key]
     if key in tiles.uns:
         few.uns[key] = tiles.uns[key]
@@ -135,7 +139,8 @@ def results(
     codes = model.codes()
     data = model._data(model.adata, model.tiles, training=True)
     _tell(data)
-    record |= {"versions": _record.versions(), "n_obs": data.counts(), "report": dict(model.report_)}
+    report = dict(model.report_) | _kept(codes.edges, data)
+    record |= {"versions": _record.versions(), "n_obs": data.counts(), "report": report}
     to_cells: dict[str, Any] = {
         "obsm": {f"X_{key}_{scale}": code for scale, code in codes.cells.items()},
         "obsp": {f"{key}_{scale}_connectivities": edges for scale, edges in codes.edges.items()},
@@ -152,6 +157,15 @@ def results(
         for slot, entries in made[name].items():
             target[slot] = entries | target.get(slot, {})
     return to_cells, to_tiles
+
+
+def _kept(edges: Mapping[str, Any], data: Any) -> dict[str, float]:
+    """Share of the listed pairs that became edges at each scale but the first."""
+    found, scales = {}, list(edges)
+    for scale, smaller, pairs in zip(scales[1:], scales, data.cells.added, strict=False):
+        # every edge stands twice in a graph, every pair once
+        found[f"pairs_kept_{scale}"] = (edges[scale].nnz - edges[smaller].nnz) / 2 / max(pairs.nnz, 1)
+    return found
 
 
 def _tell(data: Any) -> None:
