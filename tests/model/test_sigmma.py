@@ -104,6 +104,8 @@ def test_new_data_with_one_view(tissue):
     np.testing.assert_allclose(images.image["micro"], full.image["micro"][:5], atol=1e-6)
     assert np.isnan(images.rna["micro"]).all() and not images.cells["micro"].size
     np.testing.assert_array_equal(images.fused["macro"][:, 8:], images.image["macro"])
+    with pytest.raises(ValueError, match="pass it as tiles="):
+        model.codes(tiles)
     alone = model.codes(cells=cells)
     assert np.isnan(alone.image["micro"]).all()
     np.testing.assert_allclose(alone.rna["macro"], full.rna["macro"], atol=1e-6)

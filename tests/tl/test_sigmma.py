@@ -73,7 +73,7 @@ def test_other_functions_take_its_codes(tissue):
     found = stfuse.tl.retrieve(tiles, use_rep="sigmma_meso", k=3)
     assert found is not None
     panels = stfuse.pl.retrieval(tiles, methods=["sigmma", "sigmma_micro"])
-    assert len(panels) == 2
+    assert len(panels) == 2 and {"SIGMMA", "SIGMMA micro"} <= {text.get_text() for text in panels[0].texts}
     query, reference = tiles[:8].copy(), tiles[8:].copy()
     model = stfuse.tl.sigmma(cells, tiles, return_model=True, **FAST)
     for call in (

@@ -353,6 +353,13 @@ class SIGMMA(StoredModel):
             if self.adata is None:
                 raise ValueError("The model was loaded without data: pass cells=, tiles= or both.")
             cells, tiles = self.adata, self.tiles
+        if (
+            tiles is None
+            and cells is not None
+            and "tile_size" in cells.obs
+            and self.setup_keys()["tile_key"] not in cells.obs
+        ):
+            raise ValueError("This is a table of tiles (it has obs['tile_size']): pass it as tiles=.")
         data = self._data(cells, tiles)
         module = self.module.to(self.device_)
         try:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 from stfuse import _keys, _read
+from stfuse._cell_graph import SCALES
 from stfuse._check import check_number, check_text, did_you_mean
 from stfuse._registry import METHODS
 from stfuse.metrics import recall_at_percent
@@ -125,7 +126,7 @@ def retrieval(
     percent = np.linspace(max_percent / 50, max_percent, 50)
     curves = _curves(objects, names, directions, library_key, percent, table_key)
 
-    words = {name: METHODS[name].title if name in METHODS else name for name in names}
+    words = {name: _title(name) for name in names}
     panels = [ax] if ax is not None else _panels(len(directions), words.values(), figsize)
     for panel, view, heading in zip(panels, directions, titles, strict=True):
         _draw(panel, percent, {words[name]: curves[view][name] for name in names}, [colors[name] for name in names])
@@ -133,6 +134,14 @@ def retrieval(
     if save is not None:
         save_figure(panels[0], save)
     return panels[0] if len(panels) == 1 else panels
+
+
+def _title(name: str) -> str:
+    """A method by its title, a scale of one by title and scale, anything else as it is called."""
+    method, _, scale = name.rpartition("_")
+    if scale in SCALES and method in METHODS:
+        return f"{METHODS[method].title} {scale}"
+    return METHODS[name].title if name in METHODS else name
 
 
 # codes and curves
