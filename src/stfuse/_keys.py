@@ -6,6 +6,8 @@ IMAGE = "X_image"
 RNA = "X_pca"
 SPATIAL = "spatial"
 PAIRED = "paired"
+IMAGE_GRID = "X_image_grid"
+CELL_GRAPH = "cell_graph"
 # columns of obs with places on the array: Space Ranger's, and those of Spatial Transcriptomics
 ARRAY = (("array_row", "array_col"), ("array_x", "array_y"))
 UNASSIGNED = "unassigned"

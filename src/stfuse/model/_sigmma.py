@@ -22,7 +22,7 @@ from stfuse.model._base import pick
 from stfuse.model._sigmma_codes import TileCodes, beside, code_tiles
 from stfuse.model._sigmma_parts import check_architecture, check_run, fit_moments, image_width
 from stfuse.model._stored import StoredModel, silent_scvi
-from stfuse.model._tile_cells import GRAPH, IMAGE, TileCells, join, read_cells, read_image
+from stfuse.model._tile_cells import TileCells, join, read_cells, read_image
 from stfuse.model._training import split_pairs
 from stfuse.model._umpire_encoders import torch_device
 from stfuse.module import sigmma
@@ -131,9 +131,9 @@ class SIGMMA(StoredModel):
         cls,
         adata: AnnData,
         tile_key: str,
-        image_key: str = IMAGE,
+        image_key: str = _keys.IMAGE_GRID,
         rna_key: str = _keys.RNA,
-        graph_key: str = GRAPH,
+        graph_key: str = _keys.CELL_GRAPH,
         paired_key: str | None = None,
         **kwargs: Any,
     ) -> None:

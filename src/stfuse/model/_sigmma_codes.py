@@ -54,7 +54,8 @@ def code_tiles(module: Sigmma, data: TileCells, scales: Sequence[str], device: t
     for rows in _parts(np.flatnonzero(data.sizes > 0)):
         features, graph = tensors.take(torch.from_numpy(rows))
         codes, of_cells, weights = module.encode_rna(features, graph)
-        own = np.concatenate([data.order[data.offsets[row] : data.offsets[row + 1]] for row in rows])
+        # tiles in between have no cell
+        own = data.order[data.offsets[rows[0]] : data.offsets[rows[-1] + 1]]
         enough = data.has_rna[rows]
         for name, code in zip(scales, codes, strict=True):
             rna[name][rows[enough]] = F.normalize(code, dim=1).cpu().numpy()[enough]

@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from stfuse import _read
+from stfuse import _keys, _read
 from stfuse._cell_graph import SCALES
 from stfuse._check import did_you_mean
 from stfuse._raw import CROPS, read_crops
@@ -20,8 +20,6 @@ from stfuse._tiled import tile_numbers
 from stfuse.train._tile_graphs import TileGraphs, sort_graph
 
 FEWEST = 3  # cells that a tile needs for a code of its own
-IMAGE = "X_image_grid"
-GRAPH = "cell_graph"
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def read_cells(
     if missing or not hasattr(record, "get") or "params" not in record:
         raise KeyError(
             f"No graph of cells under {graph_key!r}: call stfuse.pp.cell_graph(cells, tile_key={tile_key!r}, tiles=tiles"
-            f"{'' if graph_key == GRAPH else f', key_added={graph_key!r}'}) first."
+            f"{'' if graph_key == _keys.CELL_GRAPH else f', key_added={graph_key!r}'}) first."
         )
     made_for = str(record["params"]["tile_key"])
     if made_for != tile_key:

@@ -160,10 +160,12 @@ def _key_height(matrix: Matrix) -> float:
 
 
 def width_of(ax: Axes) -> float:
+    """Width of axes in inches."""
     return float(ax.get_window_extent().width / ax.figure.dpi)
 
 
 def draw_marks(ax: Axes, matrix: Matrix, scale: ScalarMappable) -> None:
+    """Put a dot into the cells of a matrix that stand out, in ink that can be seen on their colour."""
     shade = scale.to_rgba(matrix.mean.to_numpy())[..., :3] @ [0.299, 0.587, 0.114]
     for cells, filled in ((matrix.sure, True), (matrix.ranked & ~matrix.sure, False)):
         if not np.any(cells):

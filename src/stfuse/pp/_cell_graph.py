@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, Literal
 
 import numpy as np
@@ -36,7 +37,7 @@ def cell_graph(
     spatial_key: str | tuple[str, str] = _keys.SPATIAL,
     table_key: str | None = None,
     tiles_table: str | None = None,
-    key_added: str = "cell_graph",
+    key_added: str = _keys.CELL_GRAPH,
     seed: int = 0,
     copy: bool = False,
 ) -> Any:
@@ -155,6 +156,12 @@ def cell_graph(
     target = _record.copy_of(cells, tables.cells_name) if copy else cells
     _record.write(target, **written, table_key=tables.cells_name)
     return target if copy else None
+
+
+def default_options() -> dict[str, Any]:
+    """What `build` is told where nobody has called `cell_graph`: its defaults."""
+    elsewhere = {"cells", "tile_key", "tiles", "table_key", "tiles_table", "key_added", "copy"}
+    return {k: p.default for k, p in signature(cell_graph).parameters.items() if k not in elsewhere}
 
 
 def check_arguments(

@@ -11,7 +11,7 @@ from stfuse import _keys, _record
 from stfuse._cell_graph import SCALES, Scale
 from stfuse._check import check_flag, check_seed, check_text
 from stfuse.pp._cell_tables import find_tables
-from stfuse.tl._sigmma_tables import GRAPH, IMAGE, METHOD, check_names, private_tables, results, write
+from stfuse.tl._sigmma_tables import METHOD, check_names, private_tables, results, write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,9 +22,9 @@ def sigmma(
     tiles: AnnData | None = None,
     *,
     tile_key: str,
-    image_key: str = IMAGE,
+    image_key: str = _keys.IMAGE_GRID,
     rna_key: str = _keys.RNA,
-    graph_key: str = GRAPH,
+    graph_key: str = _keys.CELL_GRAPH,
     paired_key: str | None = None,
     table_key: str | None = None,
     tiles_table: str | None = None,

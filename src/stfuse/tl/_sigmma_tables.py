@@ -14,22 +14,10 @@ from stfuse._cell_graph import SCALES
 from stfuse._check import did_you_mean
 from stfuse._log import logger, warn
 from stfuse._slides import column_of
-from stfuse.pp._cell_graph import build, check_free
+from stfuse.pp._cell_graph import build, check_free, default_options
 from stfuse.pp._cell_tables import Tables
 
 METHOD = "sigmma"  # by which the records of this function are told
-IMAGE, GRAPH = "X_image_grid", "cell_graph"
-RECIPE: dict[str, Any] = {
-    "tile_size": None,
-    "n_blocks": 4,
-    "mode": "knn",
-    "n_neighbors": 6,
-    "radius": None,
-    "max_pairs": 1024,
-    "library_key": None,
-    "spatial_key": _keys.SPATIAL,
-    "seed": 0,
-}
 
 
 def check_names(tables: Tables, key: str, keys: Mapping[str, str | None]) -> None:
@@ -71,10 +59,10 @@ def private_tables(
             "obsm": {keys["rna_key"]: few_cells.obsm[keys["rna_key"]]},
             "uns": {keys["rna_key"]: loadings},
         }
-    if keys["graph_key"] == GRAPH and GRAPH not in cells.uns:
-        check_free(cells, GRAPH, keys["tile_key"])
-        logger.info("%r is made by stfuse.pp.cell_graph", GRAPH)
-        graph = build(data, tables, keys["tile_key"], GRAPH, **RECIPE)
+    if keys["graph_key"] == _keys.CELL_GRAPH and _keys.CELL_GRAPH not in cells.uns:
+        check_free(cells, _keys.CELL_GRAPH, keys["tile_key"])
+        logger.info("%r is made by stfuse.pp.cell_graph", _keys.CELL_GRAPH)
+        graph = build(data, tables, keys["tile_key"], _keys.CELL_GRAPH, **default_options())
         for slot, entries in graph.items():
             made["cells"][slot] = made["cells"].get(slot, {}) | entries
     source = made["cells"].get("obsp", cells.obsp)
@@ -106,7 +94,7 @@ def _rna(cells: AnnData, key: str) -> tuple[np.ndarray, dict[str, Any] | None]:
 
 def _image(data: Any, tables: Tables, few: AnnData, key: str, crops: bool, made: dict[str, Any]) -> None:
     tiles: Any = tables.tiles
-    if key not in tiles.obsm and key == IMAGE and not crops:
+    if key not in tiles.obsm and key == _keys.IMAGE_GRID and not crops:
         from stfuse.pp._image_features import image_features
 
         has_image = bool(tiles.uns.get("spatial")) or (_read.is_spatialdata(data) and len(data.images) > 0)
@@ -188,6 +176,7 @@ def _tell(data: Any) -> None:
 
 
 def write(data: Any, tables: Tables, to_cells: dict[str, Any], to_tiles: dict[str, Any], copy: bool, model: Any) -> Any:
+    """Write into both tables, or into copies of them, and give back what was asked for."""
     targets: list[Any]
     if _read.is_spatialdata(data):
         target = data
