@@ -103,8 +103,8 @@ def as_matrix(values: Any, what: str) -> np.ndarray:
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
 
 
-def check_values(array: np.ndarray, what: str) -> np.ndarray:
-    """Return which rows are there; refuse infinities and rows with some NaN but not all."""
+def check_values(array: np.ndarray, what: str, first: int = 0) -> np.ndarray:
+    """Return which rows are there; refuse infinities and rows with some NaN but not all. ``first`` is the number of row 0."""
     nan = np.empty(array.shape[0], dtype=np.int64)
     step = max(1, 8_000_000 // max(1, array.shape[1]))
     for start in range(0, array.shape[0], step):
@@ -112,14 +112,14 @@ def check_values(array: np.ndarray, what: str) -> np.ndarray:
         if np.isinf(block).any():
             row, column = np.argwhere(np.isinf(block))[0]
             raise ValueError(
-                f"{what} holds infinite values (first in row {start + row}, column {column}): clean them, or set the "
+                f"{what} holds infinite values (first in row {first + start + row}, column {column}): clean them, or set the "
                 "whole row to NaN to mark the view as missing there."
             )
         nan[start : start + step] = np.isnan(block).sum(1)
     partly = np.flatnonzero((nan > 0) & (nan < array.shape[1]))
     if partly.size:
         raise ValueError(
-            f"{what} has NaN inside {partly.size} row(s) (first: row {partly[0]}). Only a whole row of NaN is "
+            f"{what} has NaN inside {partly.size} row(s) (first: row {first + partly[0]}). Only a whole row of NaN is "
             "allowed and means that the view is missing there: impute the values, or set the whole row to NaN."
         )
     return (nan == 0) & (array.shape[1] > 0)
@@ -199,6 +199,14 @@ def read_column(data: Any, key: str, table_key: str | None = None) -> pd.Series:
         there = columns_of(container(data, table_key))
         raise KeyError(f"No obs column {key!r}.{did_you_mean(key, there)} There is {listing(there)}.")
     return column
+
+
+def as_flags(column: pd.Series, what: str) -> np.ndarray:
+    """Turn a column of yes and no into booleans; a missing value is no."""
+    if not set(column.dropna().unique()) <= {True, False}:
+        raise ValueError(f"{what} must be boolean, its dtype is {column.dtype}.")
+    # a categorical without False would not take it as a filling
+    return column.astype(object).eq(True).to_numpy(dtype=bool)
 
 
 def read_coordinates(data: Any, spatial_key: str = _keys.SPATIAL, table_key: str | None = None) -> np.ndarray | None:

@@ -135,6 +135,20 @@ register(
 )
 register(
     Method(
+        name="mirror",
+        title="MIRROR",
+        summary="Slides and bulk RNA of patients aligned, each keeping what is its own, for subtypes and survival",
+        reference="MIRROR: multi-modal pathological self-supervised representation learning via modality alignment and retention",
+        model="MIRROR",
+        min_pairs=4,
+        shared=True,
+        private=False,
+        translates=False,
+        objects=("slides", "tiles"),
+    )
+)
+register(
+    Method(
         name="concat",
         title="Concat",
         summary="Balanced principal components of both views side by side",

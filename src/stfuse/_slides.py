@@ -11,14 +11,18 @@ from anndata import AnnData
 
 from stfuse import _read
 from stfuse._check import did_you_mean
+from stfuse._disk import lies_on_disk, usable_rows
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Slides by name, features of all tiles (N x d; which of them ``has``), and the slide of each tile (-1 = not among them)."""
+    """Slides by name, features of all tiles (N x d; which of them ``has``), and the slide of each tile (-1 = not among them).
+
+    Features may be an array on disk.
+    """
 
     names: pd.Index
-    features: np.ndarray
+    features: Any
     has: np.ndarray
     slide: np.ndarray
 
@@ -58,8 +62,10 @@ def column_of(adata: AnnData, name: str, argument: str, key: str) -> pd.Series:
     return adata.obs[key]
 
 
-def read_cohort(slides: AnnData, tiles: AnnData, slide_key: str, image_key: str) -> Cohort:
-    """Read the tiles' features, and find the slide of each by name."""
+def read_cohort(
+    slides: AnnData, tiles: AnnData, slide_key: str, image_key: str, *, stream: bool = False
+) -> Cohort:  # fmt: skip
+    """Read the tiles' features, and find the slide of each by name. With ``stream`` features on disk stay there."""
     _read.check_names(slides.obs_names, "slides")
     column = pd.Categorical(column_of(tiles, "tiles", "slide_key", slide_key))
     # names are compared and not tiles, of which there may be millions; a number in the column is the name that reads like it
@@ -79,8 +85,12 @@ def read_cohort(slides: AnnData, tiles: AnnData, slide_key: str, image_key: str)
             f"{_read.listing(tiles.obsm.keys())}. stfuse.pp.image_features makes features of tiles."
         )
     what = f"tiles.obsm[{image_key!r}]"
-    features = _read.as_matrix(tiles.obsm[image_key], what)
-    has = _read.check_values(features, what)
+    features: Any = tiles.obsm[image_key]
+    if stream and lies_on_disk(features):
+        has = usable_rows(features, what)
+    else:
+        features = _read.as_matrix(features, what)
+        has = _read.check_values(features, what)
     if not (has & (slide >= 0)).any():
         raise ValueError(f"No tile of a slide has features: all rows of {what} are NaN there.")
     return Cohort(slides.obs_names, features, has, slide)

@@ -17,6 +17,7 @@ from stfuse._log import logger, warn
 from stfuse._raw import RawView, no_tokens, read_crops, read_token_view
 from stfuse._read import (
     Container,
+    as_flags,
     as_matrix,
     check_names,
     check_values,
@@ -154,11 +155,7 @@ def _read_paired(
                 skip_file_prefixes=(str(Path(__file__).parent),),
             )
         return both.copy()
-    column = read_column(data, paired_key, table_key)
-    if not set(column.dropna().unique()) <= {True, False}:
-        raise ValueError(f"obs[{paired_key!r}] (paired_key) must be boolean, its dtype is {column.dtype}.")
-    # a missing value is no; a categorical without False would not take it as a filling
-    return column.astype(object).eq(True).to_numpy(dtype=bool) & both
+    return as_flags(read_column(data, paired_key, table_key), f"obs[{paired_key!r}] (paired_key)") & both
 
 
 def read_views(

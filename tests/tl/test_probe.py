@@ -5,13 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, r2_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, r2_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import stfuse
 from stfuse._folds import group_folds, random_folds, spatial_folds
+from stfuse._shots import draw_shots
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ def test_logistic_is_scikit_learns(tissue):
     pooled = scores.set_index("fold").loc["pooled"]
     assert pooled["macro_f1"] == pytest.approx(f1_score(y, tissue.obs["pca_probe_domain"], average="macro"))
     assert pooled["micro_f1"] == pytest.approx((y == tissue.obs["pca_probe_domain"].astype(str)).mean())
+    assert pooled["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y, tissue.obs["pca_probe_domain"]))
     assert pooled["n_obs"] == 450 and list(scores["fold"]) == ["0", "1", "2", "pooled"]
 
 
@@ -42,6 +44,33 @@ def test_linear_trains_long_enough_to_reach_the_same(tissue):
     assert paper < longer
     assert longer == pytest.approx(logistic, abs=0.05)
     assert converged["macro_f1"].iloc[-1] == pytest.approx(logistic, abs=0.05)
+
+
+def test_shots_are_few_of_each_class_from_the_training_fold(tissue):
+    call = {"use_rep": "X_pca", "label_key": "domain", "seed": 3}
+    one = stfuse.tl.probe(tissue, shots=4, n_draws=1, **call)
+    first = tissue.obs["pca_probe_domain"].copy()
+    many = stfuse.tl.probe(tissue, shots=4, n_draws=6, **call)
+    assert (tissue.obs["pca_probe_domain"] == first).all() and not np.allclose(one["macro_f1"], many["macro_f1"])
+    full = stfuse.tl.probe(tissue, **call)
+    columns = ["macro_f1", "micro_f1", "balanced_accuracy"]
+    assert (many[columns].iloc[-1] < full[columns].iloc[-1]).all() and many["micro_f1"].iloc[-1] > 2 / 6
+    # by hand: a head trained on the shots of the first fold
+    codes, x = tissue.obs["domain"].cat.codes.to_numpy(), tissue.obsm["X_pca"]
+    fold = random_folds(codes.astype(int), 450, 5, 3)
+    train = np.flatnonzero(fold != 0)
+    rows = train[draw_shots(codes[train], 4, np.random.default_rng([3, 0]))]
+    assert len(rows) == len(set(rows)) == 24 and (fold[rows] != 0).all()
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x[rows], codes[rows])
+    assert (first.cat.codes.to_numpy()[fold == 0] == model.predict(x[fold == 0])).mean() > 0.98
+
+
+def test_shots_of_values_and_of_groups(tissue):
+    call = {"use_rep": "X_pca", "groups": "section", "n_splits": 3}
+    few = stfuse.tl.probe(tissue, target_obsm="shared", shots=15, **call)["r2"].iloc[-1]
+    assert few < stfuse.tl.probe(tissue, target_obsm="shared", **call)["r2"].iloc[-1]
+    scores = stfuse.tl.probe(tissue, label_key="domain", shots=2, model="linear", **call)
+    assert list(scores["fold"]) == ["0", "1", "2", "pooled"]
 
 
 def test_same_seed_same_predictions_and_the_global_generator_is_left_alone(tissue):
@@ -232,6 +261,15 @@ def test_spatial_split_is_harder_than_random_where_neighbours_are_alike(tissue):
         ({"label_key": "domain", "lr": "0.1"}, TypeError, "lr must be a number above 0, got '0.1'"),
         ({"label_key": "domain", "max_epochs": 0}, ValueError, "max_epochs must be"),
         ({"label_key": "domain", "converged": "no"}, TypeError, "converged must be True or False"),
+        ({"label_key": "domain", "shots": 0}, ValueError, "shots must be a whole number of at least 1 or None, got 0"),
+        ({"label_key": "domain", "shots": 2.0}, TypeError, "shots must be"),
+        ({"label_key": "domain", "n_draws": 0}, ValueError, "n_draws must be"),
+        (
+            {"label_key": "domain", "shots": 200},
+            ValueError,
+            r"Where fold 0 is held out, class '.*' has \d+ obs.*shots=200",
+        ),
+        ({"target_obsm": "shared", "shots": 361}, ValueError, "fold 0 is held out, the target has 360 obs"),
         ({"label_key": "domain", "seed": "a"}, TypeError, "seed must be"),
         ({"label_key": 5}, TypeError, "label_key must be a string"),
         ({"label_key": "names"}, ValueError, "450 different values in 450 observations.*target_obsm="),

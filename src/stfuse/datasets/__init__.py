@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_progeny": ["progeny"],
         "_synthetic": ["synthetic_tissue"],
         "_synthetic_cells": ["synthetic_cells"],
+        "_synthetic_slides": ["synthetic_slides", "synthetic_tiles"],
         "_tiles": ["export_tiles", "read_tiles"],
     },
 )

@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_clip": ["CLIP"],
         "_concat": ["Concat"],
         "_gat": ["GAT"],
+        "_mirror": ["MIRROR"],
         "_neighbor_mean": ["NeighborMean"],
         "_pcca": ["PCCA"],
         "_umpire": ["UMPIRE"],

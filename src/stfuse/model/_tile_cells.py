@@ -245,12 +245,5 @@ def join(
         offsets = np.r_[0, np.cumsum(np.bincount(cells.tile[rows], minlength=n))].astype(np.int64)
     paired = has & (np.diff(offsets) >= FEWEST)
     if paired_key is not None and tiles is not None:
-        paired &= _paired(tiles, paired_key)
+        paired &= _read.as_flags(_read.read_column(tiles, paired_key), f"tiles.obs[{paired_key!r}] (paired_key)")
     return TileCells(names, values, has, cells, order, offsets, paired)
-
-
-def _paired(tiles: AnnData, key: str) -> np.ndarray:
-    column = _read.read_column(tiles, key)
-    if not set(column.dropna().unique()) <= {True, False}:
-        raise ValueError(f"tiles.obs[{key!r}] (paired_key) must be boolean, its dtype is {column.dtype}.")
-    return column.astype(object).eq(True).to_numpy(dtype=bool)

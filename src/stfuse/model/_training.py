@@ -39,6 +39,19 @@ def split_pairs(paired: np.ndarray, fraction: float, seed: int) -> tuple[np.ndar
     return np.sort(order[n:]), np.sort(order[:n])
 
 
+def split_groups(
+    paired: np.ndarray, groups: np.ndarray | None, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Like `split_pairs`, of whole groups: whoever is held out is not seen at all."""
+    if groups is None:
+        return split_pairs(paired, fraction, seed)
+    pairs = np.flatnonzero(paired)
+    names, group = np.unique(groups[pairs], return_inverse=True)
+    some, _ = split_pairs(np.ones(names.size, bool), fraction, seed)
+    inside = np.isin(group, some)
+    return pairs[inside], pairs[~inside]
+
+
 def split_tissue(views: Views, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Like `split_pairs`, of round pieces of tissue, and the piece of each held-out pair.
 

@@ -27,32 +27,51 @@ class GatedAttention(nn.Module):
         return self.score(self.branch(rows) * self.gate(rows)).squeeze(1)
 
 
-class SlideEncoder(nn.Module):
-    """Standardised tiles, projected and averaged by their attention: one embedding a slide, of any number of tiles."""
+class StandardFeatures(nn.Module):
+    """Mean and standard deviation of features, kept as buffers; they change nothing until they are fitted."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, n_features: int, n_hidden: int = 256, n_attention: int = 128, dropout: float = 0.25) -> None:
+    def __init__(self, n_features: int) -> None:
         super().__init__()
-        self.n_hidden = n_hidden
-        self.project = nn.Sequential(nn.Linear(n_features, n_hidden), nn.ReLU(), nn.Dropout(dropout))
-        self.attend = GatedAttention(n_hidden, n_attention, dropout)
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("scale", torch.ones(n_features))
 
     @torch.no_grad()
-    def fit_moments(self, tiles: Tensor) -> None:
-        """Take mean and standard deviation of the features from some tiles; a constant feature keeps the scale one."""
-        variance, mean = torch.var_mean(tiles.double(), 0, correction=0)
+    def fit_moments(self, rows: Tensor) -> None:
+        """Take mean and standard deviation of the features from some rows; a constant feature keeps the scale one."""
+        variance, mean = torch.var_mean(rows.double(), 0, correction=0)
         sd = variance.sqrt()
         usable = torch.from_numpy(varies(mean.numpy(), sd.numpy()))
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(usable, sd, 1.0))
 
+    def standard(self, rows: Tensor) -> Tensor:
+        """Standardised rows."""
+        return (rows - self.mean) / self.scale
+
+
+class SlideEncoder(StandardFeatures):
+    """Standardised tiles, projected and averaged by their attention: one embedding a slide, of any number of tiles."""
+
+    def __init__(
+        self,
+        n_features: int,
+        n_hidden: int = 256,
+        n_attention: int = 128,
+        dropout: float = 0.25,
+        project: nn.Module | None = None,
+    ) -> None:
+        super().__init__(n_features)
+        self.n_hidden = n_hidden
+        default = nn.Sequential(nn.Linear(n_features, n_hidden), nn.ReLU(), nn.Dropout(dropout))
+        self.project = default if project is None else project
+        self.attend = GatedAttention(n_hidden, n_attention, dropout)
+
     def tokens(self, tiles: Tensor) -> Tensor:
         """Projection of each tile, n x hidden."""
-        return self.project((tiles - self.mean) / self.scale)
+        return self.project(self.standard(tiles))
 
     def pool(self, tokens: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """Embedding of each slide (s x hidden) and attention of each token (n, of sum one in a slide)."""

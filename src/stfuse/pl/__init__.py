@@ -15,5 +15,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_retrieval": ["retrieval"],
         "_scales": ["scales"],
         "_spatial": ["spatial"],
+        "_survival": ["survival"],
     },
 )

@@ -12,9 +12,11 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_cell_graph": ["cell_graph"],
         "_neighbor_mean": ["neighbor_mean"],
         "_normalize_stain": ["normalize_stain"],
+        "_pseudobulk": ["pseudobulk"],
         "_rank_tokens": ["rank_tokens"],
         "_recipe": ["rna_features"],
         "_recipe_cross_sample": ["recipe_cross_sample"],
+        "_select_genes": ["select_genes"],
         "_tessellate": ["tessellate"],
     },
 )

@@ -13,7 +13,8 @@ from stfuse._folds import group_folds, random_folds, spatial_folds
 from stfuse._labels import read_classes
 from stfuse._log import warn
 from stfuse._progress import progress
-from stfuse.metrics import macro_f1, micro_f1, r2
+from stfuse._shots import check_shots, draw_shots
+from stfuse.metrics import balanced_accuracy, macro_f1, micro_f1, r2
 from stfuse.tl._heads import Head, fit_predict
 
 MODELS = ("linear", "logistic")
@@ -44,6 +45,8 @@ def probe(
     max_epochs: int | None = None,
     lr: float = 1e-3,
     converged: bool = False,
+    shots: int | None = None,
+    n_draws: int = 5,
     library_key: str | None = None,
     key_added: str | None = None,
     table_key: str | None = None,
@@ -85,6 +88,11 @@ def probe(
         Learning rate of `"linear"`.
     converged
         Train `"linear"` until the training loss has not fallen by a thousandth for 20 epochs.
+    shots
+        Train on so many observations of each class only (with `target_obsm` on so many in all), drawn from the training fold without
+        replacement and, with `groups`, of different groups as far as a class has so many. None: train on all.
+    n_draws
+        How often shots are drawn in each fold. Scores are means over draws; predictions are those of the first draw.
     library_key
         Column of `obs` with the section, for `splits="spatial"`. None: the column whose values are the sections of
         `uns["spatial"]`, where it has several; else all are one section.
@@ -104,8 +112,9 @@ def probe(
     -------
     pandas.DataFrame, or (copy of `data`, pandas.DataFrame)
         One row a fold and a last row `"pooled"` over all out-of-fold predictions: `fold`, `n_obs` (predicted), and
-        `macro_f1`, `micro_f1` (classes) or `r2` (values, mean over targets). A fold's macro F1 is over the classes
-        that occur in it or were predicted there.
+        `macro_f1`, `micro_f1`, `balanced_accuracy` (classes) or `r2` (values, mean over targets). Of one label a row the micro F1 is
+        the accuracy. A fold's macro F1 is over the classes that occur in it or were predicted there, its balanced accuracy over those
+        that occur.
 
         Sets, for `use_rep="X_cameo"`, `label_key="layer"`:
 
@@ -119,7 +128,7 @@ def probe(
         If a key is not there.
     ValueError
         If not exactly one of `label_key` and `target_obsm` is given, if there is only one class or hardly two
-        observations in each, if there are fewer groups, positions or observations than folds, if `key_added` is the name
+        observations in each, if a class has fewer observations in a training fold than `shots`, if there are fewer groups, positions or observations than folds, if `key_added` is the name
         of something else, or if a number is out of range.
     TypeError
         If an argument is of the wrong type.
@@ -152,6 +161,8 @@ def probe(
     splits = splits or ("groups" if groups is not None else "random")
     _check_arguments(label_key, target_obsm, groups, splits, model)
     _check_types(use_rep, spatial_key, n_splits, max_epochs, lr, converged, seed, copy)
+    check_number("shots", shots, least=1, whole=True, optional=True)
+    check_number("n_draws", n_draws, least=1, whole=True)
     name = use_rep.removeprefix("X_")
     what = label_key if label_key is not None else str(target_obsm).removeprefix("X_")
     default = f"{name}_probe_{what}".replace("/", "_")
@@ -179,7 +190,9 @@ def probe(
         _warn_of_unseen(values, fold)
     epochs = max_epochs if max_epochs is not None else CONVERGED_EPOCHS if converged else 10
     head = Head(model, epochs, lr, converged, seed)
-    predicted, scores = _cross_validate(codes[rows], values, fold, head)
+    group = None if groups is None else pd.factorize(_read.read_column(data, groups, table_key).iloc[rows])[0]
+    learnt = _rows_learnt_from(values, target.classes, fold, group, shots, n_draws, seed)
+    predicted, scores = _cross_validate(codes[rows], values, fold, learnt, head)
 
     chosen = {"splits": splits, "n_splits": int(fold.max()) + 1}
     record = {"params": {**params, **chosen}, "scores": scores, "versions": _record.versions()}
@@ -293,23 +306,52 @@ def _folds(
     return spatial_folds(spatial[rows], section[rows], n_splits, seed)
 
 
+def _rows_learnt_from(
+    values: np.ndarray,
+    classes: list[str] | None,
+    fold: np.ndarray,
+    group: np.ndarray | None,
+    shots: int | None,
+    n_draws: int,
+    seed: int,
+) -> list[list[np.ndarray]]:
+    """Rows that the heads of each fold are trained on, one after another: all others, or shots of these."""
+    learnt = []
+    for i in range(int(fold.max()) + 1):
+        train = np.flatnonzero(fold != i)
+        if shots is None:
+            learnt.append([train])
+            continue
+        labels = np.zeros(train.size, np.int64) if classes is None else values[train]
+        check_shots(labels, ["the target"] if classes is None else [f"class {name!r}" for name in classes], shots, i)
+        rng = np.random.default_rng([seed, i])
+        of_train = None if group is None else group[train]
+        learnt.append([train[draw_shots(labels, shots, rng, of_train)] for _ in range(n_draws)])
+    return learnt
+
+
 def _score(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     if true.ndim == 1:
-        return {"macro_f1": macro_f1(true, predicted), "micro_f1": micro_f1(true, predicted)}
+        scores = {"macro_f1": macro_f1, "micro_f1": micro_f1, "balanced_accuracy": balanced_accuracy}
+        return {name: score(true, predicted) for name, score in scores.items()}
     return {"r2": r2(true, predicted)}
 
 
 def _cross_validate(
-    codes: np.ndarray, values: np.ndarray, fold: np.ndarray, head: Head
+    codes: np.ndarray, values: np.ndarray, fold: np.ndarray, learnt: list[list[np.ndarray]], head: Head
 ) -> tuple[np.ndarray, pd.DataFrame]:
-    predicted = np.empty_like(values)
-    table = []
-    for i in progress(range(int(fold.max()) + 1), desc="probe"):
+    """Train a head for each fold and draw: predictions of the first draw, and means of the scores over draws."""
+    predicted = np.empty((len(learnt[0]), *values.shape), values.dtype)
+    for i in progress(range(len(learnt)), desc="probe"):
         test = fold == i
-        predicted[test] = fit_predict(head, codes[~test], values[~test], codes[test])
-        table.append({"fold": str(i), "n_obs": int(test.sum()), **_score(values[test], predicted[test])})
-    table.append({"fold": "pooled", "n_obs": len(values), **_score(values, predicted)})
-    return predicted, pd.DataFrame(table)
+        for drawn, train in zip(predicted, learnt[i], strict=True):
+            drawn[test] = fit_predict(head, codes[train], values[train], codes[test])
+    every = np.ones(len(values), dtype=bool)
+    table = []
+    for name, rows in [*((str(i), fold == i) for i in range(len(learnt))), ("pooled", every)]:
+        scores = pd.DataFrame([_score(values[rows], drawn[rows]) for drawn in predicted]).mean()
+        table.append({"fold": name, "n_obs": int(rows.sum()), **scores})
+    return predicted[0], pd.DataFrame(table)
 
 
 def _slots(

@@ -16,6 +16,7 @@ from stfuse._log import logger, warn
 from stfuse._slides import column_of
 from stfuse.pp._cell_graph import build, check_free, default_options
 from stfuse.pp._cell_tables import Tables
+from stfuse.tl._write_both import Written, write_both
 
 METHOD = "sigmma"  # by which the records of this function are told
 
@@ -176,30 +177,12 @@ def _tell(data: Any) -> None:
 
 
 def write(data: Any, tables: Tables, to_cells: dict[str, Any], to_tiles: dict[str, Any], copy: bool, model: Any) -> Any:
-    """Write into both tables, or into copies of them, and give back what was asked for."""
-    targets: list[Any]
-    if _read.is_spatialdata(data):
-        target = data
-        if copy:
-            target = _record.copy_of(_record.copy_of(data, tables.cells_name), tables.tiles_name)
-        _put(target, to_cells, tables.cells_name)
-        _put(target, to_tiles, tables.tiles_name)
-        targets = [target]
-    else:
-        targets = [tables.cells.copy(), tables.tiles.copy()] if copy else [tables.cells, tables.tiles]  # type: ignore[union-attr]
-        _put(targets[0], to_cells, None)
-        _put(targets[1], to_tiles, None)
-    given = [*(targets if copy else []), *([model] if model is not None else [])]
-    return None if not given else given[0] if len(given) == 1 else tuple(given)
-
-
-def _put(target: Any, written: dict[str, Any], table_key: str | None) -> None:
-    """Write; entries of an earlier run at scales that this one does not have go."""
-    box: Any = _read.container(target, table_key)
-    key = next(k for k, v in written["uns"].items() if isinstance(v, Mapping) and v.get("method") == METHOD)
-    stale = [f"X_{key}_{scale}{view}" for scale in SCALES for view in ("", "_image", "_rna")]
-    for scale in SCALES:
-        name = f"{key}_{scale}_connectivities"
-        if name in box.obsp and name not in written.get("obsp", {}):
-            del box.obsp[name]
-    _record.write(target, **written, drop_obsm=tuple(stale), table_key=table_key)
+    """Write into both tables, or into copies of them, and give back what was asked for; entries of an earlier run go."""
+    written = []
+    for table, entries in ((tables.cells, to_cells), (tables.tiles, to_tiles)):
+        key = next(k for k, v in entries["uns"].items() if isinstance(v, Mapping) and v.get("method") == METHOD)
+        stale_obsm = [f"X_{key}_{scale}{view}" for scale in SCALES for view in ("", "_image", "_rna")]
+        stale_obsp = [f"{key}_{scale}_connectivities" for scale in SCALES]
+        written.append(Written(table, entries, {"obsm": stale_obsm, "obsp": stale_obsp}))
+    written[0].name, written[1].name = tables.cells_name, tables.tiles_name
+    return write_both(data, written, copy, model)

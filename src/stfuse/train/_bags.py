@@ -9,23 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stfuse.train._disk_tiles import DiskTiles
+
 KEY_BITS = 40  # of a random key; the rest tells the slides apart
+PLACES = 8  # from which tiles of a slide on disk are read, at least
 
 
 @dataclass(frozen=True)
 class Bags:
     """Tiles of s slides.
 
-    ``features`` are all tiles as they lie in memory (N x d), ``rows`` the rows of the usable ones, slide after slide, and
+    ``features`` are all tiles as they lie in memory or on disk (N x d), ``rows`` the rows of the usable ones, slide after slide, and
     ``offsets`` (s + 1) where each slide begins in it. Offsets stay on the CPU, so that a GPU is never asked how long a bag is.
     """
 
-    features: Tensor
+    features: Tensor | DiskTiles
     rows: Tensor
     offsets: Tensor
 
     @classmethod
-    def make(cls, features: Tensor, slide: np.ndarray, n_slides: int) -> Bags:
+    def make(cls, features: Tensor | DiskTiles, slide: np.ndarray, n_slides: int) -> Bags:
         """Sort tiles by slide; a tile of slide -1 is in no bag."""
         rows = np.argsort(slide, kind="stable")[np.count_nonzero(slide < 0) :]
         sizes = np.bincount(slide[rows], minlength=n_slides)
@@ -50,23 +53,63 @@ class Bags:
         return self.features.index_select(0, rows).float()
 
     def draw(
-        self, slides: Tensor, n_tiles: int | None, generator: torch.Generator | None = None
+        self, slides: Tensor, n_tiles: int | None, generator: torch.Generator | None = None, *, fill: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Rows of up to ``n_tiles`` tiles of each slide, drawn without replacement, and their offsets (on the CPU).
 
-        The generator is one of the tiles' device. Without a number, or where no slide has more, all tiles are taken.
+        The generator is one of the tiles' device. Without a number, or where no slide has more, all tiles are taken. With ``fill``
+        a slide that has fewer gives as many, drawn with replacement. Of tiles on disk whole runs are drawn, as they are read.
         """
         sizes = self.sizes[slides]
         positions = ranges(self.offsets[slides], sizes, self.rows.device)
-        if n_tiles is not None and bool((sizes > n_tiles).any()):
+        if n_tiles is None:
+            return self.rows[positions], _offsets(sizes)
+        if fill:
+            return self._filled(slides, n_tiles, generator)
+        if bool((sizes > n_tiles).any()):
             # shuffle all tiles within their slides by one sort, then take the first ones of each slide
             bag = torch.repeat_interleave(sizes.to(positions.device), output_size=positions.numel())
-            chance = torch.randint(1 << KEY_BITS, (positions.numel(),), generator=generator, device=positions.device)
-            positions = positions[((bag << KEY_BITS) + chance).argsort()]
+            chance = self._chance(positions, bag, n_tiles, generator)
+            positions = positions[((bag << KEY_BITS) + chance).argsort(stable=True)]
             kept = sizes.clamp(max=n_tiles)
             positions = positions[ranges(sizes.cumsum(0) - sizes, kept, positions.device)]
             sizes = kept
-        return self.rows[positions], torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        return self.rows[positions], _offsets(sizes)
+
+    def _chance(self, positions: Tensor, bag: Tensor, n_tiles: int, generator: torch.Generator | None) -> Tensor:
+        """Random key of each tile, on disk the same for a run of tiles of a slide that lie in one chunk."""
+        run = min(self.features.chunk, -(-n_tiles // PLACES)) if isinstance(self.features, DiskTiles) else 1
+        if run == 1:
+            return torch.randint(1 << KEY_BITS, (positions.numel(),), generator=generator, device=positions.device)
+        block = self.rows[positions] // run
+        new = torch.ones_like(block, dtype=torch.bool)
+        new[1:] = (block[1:] != block[:-1]) | (bag[1:] != bag[:-1])
+        number = new.cumsum(0) - 1
+        chance = torch.randint(1 << KEY_BITS, (int(number[-1]) + 1,), generator=generator, device=positions.device)
+        return chance[number]
+
+    def _filled(self, slides: Tensor, n_tiles: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Rows of exactly so many tiles of each slide that has any, of too small ones with replacement."""
+        small = slides[(self.sizes[slides] < n_tiles) & (self.sizes[slides] > 0)]
+        device = self.rows.device
+        size, start = self.sizes[small].to(device)[:, None], self.offsets[small].to(device)[:, None]
+        again = torch.rand((small.numel(), n_tiles), generator=generator, device=device, dtype=torch.float64)
+        positions = (start + (again * size).long()).flatten()
+        large = slides[self.sizes[slides] >= n_tiles]
+        rows, _ = self.draw(large, n_tiles, generator)
+        pool = torch.cat([self.rows[positions], rows])
+        # back to the order of the slides
+        place = torch.empty(slides.numel(), dtype=torch.long)
+        filled = self.sizes[slides] > 0
+        is_small = filled & (self.sizes[slides] < n_tiles)
+        place[is_small] = torch.arange(small.numel())
+        place[filled & ~is_small] = small.numel() + torch.arange(large.numel())
+        sizes = filled.long() * n_tiles
+        return pool[ranges(place[filled] * n_tiles, sizes[filled], device)], _offsets(sizes)
+
+
+def _offsets(sizes: Tensor) -> Tensor:
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
 
 def ranges(starts: Tensor, sizes: Tensor, device: torch.device) -> Tensor:
@@ -83,8 +126,11 @@ class BagBatches:
     A batch holds ``slides`` (b), ``rows`` of the tiles drawn and their ``offsets`` (b + 1), all on the device.
     """
 
-    def __init__(self, bags: Bags, slides: Tensor, batch_size: int, n_tiles: int | None, seed: int) -> None:
+    def __init__(
+        self, bags: Bags, slides: Tensor, batch_size: int, n_tiles: int | None, seed: int, *, fill: bool = False
+    ) -> None:
         self.bags, self.slides, self.batch_size, self.n_tiles, self.seed = bags, slides, batch_size, n_tiles, seed
+        self.fill = fill
         self.n_batches = -(-slides.numel() // batch_size)
         self.epoch, self.rank, self.world = 0, 0, 1
 
@@ -102,7 +148,7 @@ class BagBatches:
     def deal(self, slides: Tensor, seed: int) -> dict[str, Tensor]:
         """Batch of some slides; the same seed draws the same tiles, whichever process asks."""
         device = self.bags.rows.device
-        rows, offsets = self.bags.draw(slides, self.n_tiles, torch.Generator(device).manual_seed(seed))
+        rows, offsets = self.bags.draw(slides, self.n_tiles, torch.Generator(device).manual_seed(seed), fill=self.fill)
         return {"slides": slides.to(device), "rows": rows, "offsets": offsets.to(device)}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:

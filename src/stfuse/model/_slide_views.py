@@ -1,0 +1,148 @@
+"""Slides with their tiles and their RNA, as a model reads them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from stfuse import _read
+from stfuse._check import did_you_mean
+from stfuse._disk import lies_on_disk
+from stfuse._slides import column_of, read_cohort
+from stfuse.train._bags import Bags
+from stfuse.train._disk_tiles import DiskTiles
+
+
+@dataclass(frozen=True)
+class SlideViews:
+    """Both views of s slides: bags of tiles, and genes (s x g; NaN rows = none). ``slide`` is the slide of each tile (-1 = none)."""
+
+    names: pd.Index
+    bags: Bags
+    slide: np.ndarray
+    genes: np.ndarray
+    has_rna: np.ndarray
+    paired: np.ndarray
+    tiles_without_features: int = 0
+
+    @property
+    def has_image(self) -> np.ndarray:
+        """Which slides have tiles."""
+        return self.bags.sizes.numpy() > 0
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Number of features of each view, 0 where it is absent."""
+        return {"image": self.bags.features.shape[1], "rna": self.genes.shape[1]}
+
+    def counts(self) -> dict[str, int]:
+        """How many there are of what, for the record."""
+        sizes = self.bags.sizes.numpy()
+        return {
+            "total": len(self.names),
+            "image": int(self.has_image.sum()),
+            "rna": int(self.has_rna.sum()),
+            "both": int((self.has_image & self.has_rna).sum()),
+            "paired": int(self.paired.sum()),
+            "neither": int((~self.has_image & ~self.has_rna).sum()),
+            "tiles": int(sizes.sum()),
+            "slides_with_one_tile": int((sizes == 1).sum()),
+            "tiles_without_features": self.tiles_without_features,
+            "tiles_of_unknown_slides": int((self.slide < 0).sum()),
+        }
+
+
+def read_slides(
+    slides: AnnData | None,
+    tiles: AnnData | None,
+    *,
+    slide_key: str,
+    image_key: str,
+    rna_key: str | None = None,
+    mask_var: str | None = None,
+    paired_key: str | None = None,
+) -> SlideViews:
+    """Read both views; new data may lack one of the objects."""
+    if slides is None and tiles is None:
+        raise ValueError("Neither slides nor tiles are given: pass one at least.")
+    if slides is None:
+        slides = _named_by(tiles, slide_key)
+        genes, has_rna = np.empty((slides.n_obs, 0), np.float32), np.zeros(slides.n_obs, bool)
+    else:
+        _read.check_names(slides.obs_names, "slides")
+        genes, has_rna = read_genes(slides, rna_key, mask_var)
+    if tiles is None:
+        nothing = np.empty(0, np.int64)
+        bags, slide, lost = Bags.make(torch.empty(0, 0), nothing, slides.n_obs), nothing, 0
+    else:
+        cohort = read_cohort(slides, tiles, slide_key, image_key, stream=True)
+        slide = cohort.slide
+        lost = int((~cohort.has & (slide >= 0)).sum())
+        bags = Bags.make(_tensor(cohort.features), np.where(cohort.has, slide, -1), slides.n_obs)
+    paired = has_rna & (bags.sizes.numpy() > 0)
+    if paired_key is not None:
+        paired &= _read.as_flags(column_of(slides, "slides", "paired_key", paired_key), f"slides.obs[{paired_key!r}] (paired_key)")
+    return SlideViews(pd.Index(slides.obs_names), bags, slide, genes, has_rna, paired, lost)
+
+
+def _tensor(features: Any) -> torch.Tensor | DiskTiles:
+    if lies_on_disk(features):
+        return DiskTiles(features)
+    with warnings.catch_warnings():
+        # an array that may not be written to, such as a file in memory: it is only read
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(features)
+
+
+def _named_by(tiles: Any, slide_key: str) -> AnnData:
+    """Slides that nothing tells of but their tiles."""
+    column = pd.Categorical(_read.read_column(tiles, slide_key))
+    return AnnData(obs=pd.DataFrame(index=pd.Index([str(name) for name in column.categories], dtype=object)))
+
+
+def read_genes(slides: AnnData, rna_key: str | None, mask_var: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Expression of each slide, s x g float32, of the genes in a mask, and which slides have any."""
+    if rna_key is not None:
+        if mask_var is not None:
+            raise ValueError(
+                f"mask_var={mask_var!r} picks genes of X, and rna_key={rna_key!r} takes the RNA from obsm: leave one of them out."
+            )
+        if rna_key not in slides.obsm:
+            raise KeyError(
+                f"No slides.obsm[{rna_key!r}] (rna_key).{did_you_mean(rna_key, slides.obsm.keys())} There is "
+                f"{_read.listing(slides.obsm.keys())}; rna_key=None takes X."
+            )
+        what, values = f"slides.obsm[{rna_key!r}] (rna_key)", slides.obsm[rna_key]
+    else:
+        if slides.X is None or slides.n_vars == 0:
+            raise ValueError(
+                "slides has no X, and no rna_key= says where else the RNA is: give slides an X of log expression (rows of NaN = no "
+                "RNA), or name an entry of slides.obsm."
+            )
+        what, values = "slides.X", slides.X
+        if mask_var is not None:
+            values = slides[:, read_mask(slides, mask_var)].X
+    genes = np.asarray(_read.as_matrix(values, what), np.float32)
+    has = _read.check_values(genes, what)
+    if not has.any():
+        raise ValueError(f"No slide has RNA: all rows of {what} are NaN.")
+    return genes, has
+
+
+def read_mask(slides: AnnData, mask_var: str) -> np.ndarray:
+    """Which genes are picked."""
+    if mask_var not in slides.var:
+        raise KeyError(
+            f"No column {mask_var!r} (mask_var) in slides.var.{did_you_mean(mask_var, slides.var.columns)} There is "
+            f"{_read.listing(slides.var.columns)}. stfuse.pp.select_genes makes one."
+        )
+    mask = _read.as_flags(slides.var[mask_var], f"slides.var[{mask_var!r}] (mask_var)")
+    if not mask.any():
+        raise ValueError(f"slides.var[{mask_var!r}] (mask_var) picks no gene.")
+    return mask
