@@ -144,6 +144,15 @@ def test_no_leak_inside_the_folds_and_one_outside():
     assert np.mean(right["outside"]) > 0.9
 
 
+def test_genes_that_tell_nothing_are_told():
+    rng = np.random.default_rng(1)
+    slides = AnnData(rng.normal(size=(100, 500)).astype(np.float32))
+    slides.obs["subtype"] = rng.permutation(["a"] * 85 + ["b"] * 15)
+    with pytest.warns(UserWarning, match="naming always the largest class .0.850."):
+        select_genes(slides, "subtype")
+    assert slides.uns["selected"]["largest_class"] == pytest.approx(0.85)
+
+
 def test_patients_are_not_torn_apart():
     """Slides of a patient are twins and labels noise: only with its twin in training is a slide recognised."""
     rng = np.random.default_rng(0)

@@ -269,6 +269,7 @@ def test_spatial_split_is_harder_than_random_where_neighbours_are_alike(tissue):
             ValueError,
             r"Where fold 0 is held out, class '.*' has \d+ obs.*shots=200",
         ),
+        ({"target_obsm": "shared", "shots": 1}, ValueError, "shots must be a whole number of at least 2"),
         ({"target_obsm": "shared", "shots": 361}, ValueError, "fold 0 is held out, the target has 360 obs"),
         ({"label_key": "domain", "seed": "a"}, TypeError, "seed must be"),
         ({"label_key": 5}, TypeError, "label_key must be a string"),

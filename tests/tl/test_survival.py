@@ -242,7 +242,7 @@ def test_a_second_run_replaces_the_first(slides):
         ({"covariates": "stage"}, KeyError, "No obs column 'stage'"),
         ({"model": "forest"}, ValueError, "discrete, cox"),
         ({"n_bins": 1}, ValueError, "n_bins"),
-        ({"penalty": -1}, ValueError, "penalty"),
+        ({"penalty": 0}, ValueError, "penalty must be a number above 0"),
         ({"shots": 0}, ValueError, "shots"),
         ({"n_draws": 0}, ValueError, "n_draws"),
         ({"seed": -1}, ValueError, "seed"),

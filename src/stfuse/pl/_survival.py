@@ -224,7 +224,7 @@ def _draw(
     for group in groups:
         _draw_curve(ax, group, conf_int)
     end = max(group.time.max() for group in groups) if max_time is None else max_time
-    ticks = MaxNLocator(6, steps=[1, 2, 3, 4, 5, 6, 10]).tick_values(0, end)
+    ticks = np.asarray(MaxNLocator(6, steps=[1, 2, 3, 4, 5, 6, 10]).tick_values(0, end))
     ticks = ticks[(ticks >= 0) & (ticks <= end)]
     ax.set(xticks=ticks, yticks=np.linspace(0, 1, 6), xlim=(0, end), ylim=(0, 1.02))
     ax.set_xlabel(time_key, fontsize=TEXT)

@@ -123,8 +123,8 @@ def select_genes(
     Warns
     -----
     UserWarning
-        If the values look like raw counts, if a class is missing from the training part of an inner fold, or if curated genes
-        are not in `var_names`.
+        If the values look like raw counts, if a class is missing from the training part of an inner fold, if no number of genes
+        is better than naming always the largest class, or if curated genes are not in `var_names`.
 
     Notes
     -----
@@ -258,7 +258,14 @@ def _recursive_elimination(
         n_genes = int(sizes[best])
         mean, sd = accuracy.mean(axis=0), accuracy.std(axis=0)
         record["curve"] = pd.DataFrame({"n_genes": sizes, "accuracy": mean, "sd": sd}, index=sizes.astype(str))
-        record |= {"accuracy": float(mean[best]), "largest_class": float(members.max() / members.sum())}
+        largest = seen.labels == members.argmax()
+        naive = float(np.mean([largest[fold == i].mean() for i in range(n_splits)]))
+        record |= {"accuracy": float(mean[best]), "largest_class": naive}
+        if mean[best] <= naive + 1e-9:
+            warn(
+                f"With no number of genes are held-out slides told apart better (accuracy {mean[best]:.3f}) than by naming always the "
+                f"largest class ({naive:.3f}): the {n_genes} genes kept say nothing. Give n_genes= or curated=."
+            )
     everything = np.arange(len(seen.rows))
     n_keep = int(n_genes) if n_genes is not None else n
     found = eliminate(genes, kernel, seen.labels, everything, n_keep=n_keep, step=step)

@@ -89,7 +89,7 @@ def probe(
     converged
         Train `"linear"` until the training loss has not fallen by a thousandth for 20 epochs.
     shots
-        Train on so many observations of each class only (with `target_obsm` on so many in all), drawn from the training fold without
+        Train on so many observations of each class only (with `target_obsm` on so many in all, at least 2), drawn from the training fold without
         replacement and, with `groups`, of different groups as far as a class has so many. None: train on all.
     n_draws
         How often shots are drawn in each fold. Scores are means over draws; predictions are those of the first draw.
@@ -161,7 +161,8 @@ def probe(
     splits = splits or ("groups" if groups is not None else "random")
     _check_arguments(label_key, target_obsm, groups, splits, model)
     _check_types(use_rep, spatial_key, n_splits, max_epochs, lr, converged, seed, copy)
-    check_number("shots", shots, least=1, whole=True, optional=True)
+    # a line needs two points
+    check_number("shots", shots, least=1 if label_key is not None else 2, whole=True, optional=True)
     check_number("n_draws", n_draws, least=1, whole=True)
     name = use_rep.removeprefix("X_")
     what = label_key if label_key is not None else str(target_obsm).removeprefix("X_")

@@ -60,8 +60,8 @@ def survival(
     use_rep
         Key of the code in `obsm`, n x d. It is standardised with mean and spread of each training fold.
     covariates
-        Numeric columns of `obs`, such as age, that stand beside the code, standardised likewise. Their penalty is at most one, so
-        that they keep their weight next to a wide code.
+        Numeric columns of `obs`, such as age, that stand beside the code, standardised likewise. Their penalty is a hundredth
+        of that of the code, so that they keep their weight next to a wide one.
     model
         `"discrete"`: time falls into bins, and the chance to have the event in a bin if not before is logistic in the code, with one
         weight vector for all bins and a base hazard of each. `"cox"`: Cox's proportional hazards (ties by Efron).
@@ -69,7 +69,7 @@ def survival(
         Number of bins, from the times of events in the training fold: equally many events in each, the outer ends open. `"cox"` has
         no bins, but draws its shots from them.
     penalty
-        Weight of half the sum of squared weights next to the negative log-likelihood, summed over slides. None: the power of ten,
+        Weight, above 0, of half the sum of squared weights next to the negative log-likelihood, summed over slides. None: the power of ten,
         from 1 to 100,000, under which parts of the training fold, held out in turn, are the most likely.
     groups
         Column of `obs` whose values must not be torn apart, usually the patient. None: each row is its own.
@@ -137,7 +137,7 @@ def survival(
     with the event has the likelihood :math:`h_{iT} \prod_{t<T} (1 - h_{it})`, a censored one :math:`\prod_{t \le T} (1 - h_{it})`
     (Zadeh and Schmid 2021). Its risk is :math:`-\sum_k \prod_{t \le k} (1 - h_{it})`.
 
-    Fold and spread of scores: with 130 events in five folds, C-indices of single folds differ by some 0.06 by chance. Compare codes on
+    With 130 events in five folds, C-indices of single folds differ by some 0.06 by chance. Compare codes on
     several seeds.
 
     References
@@ -224,7 +224,7 @@ def _check_arguments(given: Mapping[str, Any], covariates: list[str], copy: bool
     if given["model"] not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {given['model']!r}.")
     check_number("n_bins", given["n_bins"], least=2, whole=True)
-    check_number("penalty", given["penalty"], least=0, optional=True)
+    check_number("penalty", given["penalty"], above=0, optional=True)
     check_number("n_splits", given["n_splits"], least=2, whole=True)
     check_number("shots", given["shots"], least=1, whole=True, optional=True)
     check_number("n_draws", given["n_draws"], least=1, whole=True)
