@@ -46,6 +46,9 @@ def check_copy(data: Any) -> None:
     """Refuse to copy what lies on disk, before anything is computed: anndata can only copy it into another file."""
     if getattr(data, "isbacked", False):
         raise ValueError("A backed AnnData can't be copied in memory: call .to_memory() first, or leave copy=False.")
+    for key, values in getattr(data, "obsm", {}).items():
+        if type(values).__module__.startswith("zarr"):
+            raise ValueError(f"obsm[{key!r}] is an array of zarr, with which an AnnData can't be copied: leave copy=False.")
 
 
 def copy_of(data: Any, table_key: str | None) -> Any:

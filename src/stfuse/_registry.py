@@ -142,7 +142,7 @@ register(
         model="MIRROR",
         min_pairs=4,
         shared=True,
-        private=False,
+        private=True,
         translates=False,
         objects=("slides", "tiles"),
     )

@@ -59,7 +59,9 @@ def column_of(adata: AnnData, name: str, argument: str, key: str) -> pd.Series:
             f"No column {key!r} ({argument}) in {name}.obs.{did_you_mean(key, adata.obs.columns)} There is "
             f"{_read.listing(adata.obs.columns)}."
         )
-    return adata.obs[key]
+    column = adata.obs[key]
+    # an object that is read from disk as it is needed has columns of xarray
+    return column if isinstance(column, pd.Series) else column.to_series()
 
 
 def read_cohort(

@@ -82,10 +82,10 @@ def synthetic_tiles(
     signal = np.asarray(signal, np.float64)
     if signal.ndim != 2 or not signal.size or not np.isfinite(signal).all():
         raise ValueError(f"signal must be slides x signals of finite numbers, its shape is {signal.shape}.")
-    names = pd.Index([f"slide{i}" for i in range(len(signal))] if names is None else names).astype(str)
-    if len(names) != len(signal) or not names.is_unique:
+    index = pd.Index([f"slide{i}" for i in range(len(signal))] if names is None else names).astype(str)
+    if len(index) != len(signal) or not index.is_unique:
         raise ValueError(
-            f"names must be {len(signal)} different ones, got {len(names)}, {names.nunique()} of them different."
+            f"names must be {len(signal)} different ones, got {len(index)}, {index.nunique()} of them different."
         )
     fewest, most = _check_sizes(n_tiles)
     check_number("n_features", n_features, least=1, whole=True)
@@ -107,10 +107,10 @@ def synthetic_tiles(
     tiles = AnnData(
         obs=pd.DataFrame(
             {
-                slide_key: pd.Categorical.from_codes(slide, names),
+                slide_key: pd.Categorical.from_codes(slide, index),
                 "tissue": pd.Categorical.from_codes(kind, list(KINDS)),
             },
-            index=names[slide] + "_" + position.astype(str),
+            index=index[slide] + "_" + position.astype(str),
         )
     )
     tiles.obsm["X_image"] = features.astype(np.float32)
@@ -122,7 +122,9 @@ def _check_sizes(n_tiles: tuple[int, int]) -> tuple[int, int]:
     try:
         fewest, most = n_tiles
     except (TypeError, ValueError):
-        raise TypeError(f"n_tiles must be a pair of whole numbers, the least and the largest, got {n_tiles!r}.") from None
+        raise TypeError(
+            f"n_tiles must be a pair of whole numbers, the least and the largest, got {n_tiles!r}."
+        ) from None
     check_number("n_tiles", fewest, least=1, whole=True)
     check_number("n_tiles", most, least=fewest, whole=True)
     return int(fewest), int(most)
@@ -236,7 +238,6 @@ def synthetic_slides(
     death = rng.exponential(FOLLOW_UP * np.exp(-1.5 * risk))
     lost = rng.exponential(FOLLOW_UP / np.log(2), n_slides)
     slides = AnnData(
-        rna.astype(np.float32),
         obs=pd.DataFrame(
             {
                 "subtype": pd.Categorical(np.where(score > 0, "A", "B"), ["A", "B"]),
@@ -248,8 +249,10 @@ def synthetic_slides(
             index=[f"slide{i}" for i in range(n_slides)],
         ),
         var=pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)]),
-        obsm={"shared": shared, "private_image": private["image"], "private_rna": private["rna"]},
     )
+    slides.obsm["shared"] = shared
+    for view, signals in private.items():
+        slides.obsm[f"private_{view}"] = signals
     tiles = synthetic_tiles(
         np.hstack([shared, private["image"]]),
         slides.obs_names,
@@ -260,5 +263,6 @@ def synthetic_slides(
         seed=int(rng.integers(2**31)),
     )
     single = rng.permutation(n_slides)[: round((1 - paired) * n_slides)]
-    slides.X[single[::2]] = np.nan
+    rna[single[::2]] = np.nan
+    slides.X = rna.astype(np.float32)
     return slides, tiles[~tiles.obs["slide"].isin(slides.obs_names[single[1::2]])].copy()

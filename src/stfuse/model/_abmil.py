@@ -21,9 +21,9 @@ from stfuse.model._stored import StoredModel, silent_scvi
 from stfuse.model._tile_bags import TileBags, encode_bags, moment_tiles, read_tile_bags
 from stfuse.model._training import check_training
 from stfuse.module import abmil
-from stfuse.train._bag_plan import BagPlan, BagTargets
 from stfuse.train._bags import BagBatches
 from stfuse.train._fit import fit
+from stfuse.train._task_plan import ClassTask, TaskPlan, TaskSettings
 
 
 @dataclass(frozen=True)
@@ -212,13 +212,13 @@ class ABMIL(StoredModel):
         self.seed_, self.n_features_ = seed, tiles.n_features
         known, labels = np.unique(tiles.labels[train], return_inverse=True)
         self.classes_ = [tiles.classes[code] for code in known]
-        targets = self._targets(tiles, train, watch, known, labels, class_weight)
+        task, watched = self._task(tiles, train, watch, known, labels, class_weight)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             module = self._build(self._architecture())
             module.encoder.fit_moments(moment_tiles(tiles.bags, torch.from_numpy(train), seed))
             start = {k: v.clone() for k, v in module.state_dict().items()}
-            plan = BagPlan(module, targets, seed, lr, weight_decay)
+            plan = TaskPlan(module, task, TaskSettings(watched, seed, lr, weight_decay))
             history, keep = fit(
                 plan,
                 max_epochs=max_epochs,
@@ -237,26 +237,23 @@ class ABMIL(StoredModel):
         self._finish(module, history)
 
     @staticmethod
-    def _targets(
+    def _task(
         tiles: TileBags,
         train: np.ndarray,
         watch: np.ndarray,
         known: np.ndarray,
         labels: np.ndarray,
         class_weight: str | None,
-    ) -> BagTargets:
-        """Classes as the head numbers them; a slide held out whose class no slide shows cannot be scored."""
+    ) -> tuple[ClassTask, Tensor]:
+        """Classes as the head numbers them, and slides to watch: one whose class no slide shows cannot be scored."""
         of_class = np.full(max(len(tiles.classes), 1), -1)
         of_class[known] = np.arange(known.size)
         codes = np.where(tiles.labels >= 0, of_class[tiles.labels], -1)
         weights = np.ones(known.size)
         if class_weight == "balanced":
             weights = train.size / (known.size * np.bincount(labels))
-        return BagTargets(
-            torch.from_numpy(codes),
-            torch.from_numpy(weights.astype(np.float32)),
-            torch.from_numpy(watch[codes[watch] >= 0]),
-        )
+        task = ClassTask(torch.from_numpy(codes), torch.from_numpy(weights.astype(np.float32)))
+        return task, torch.from_numpy(watch[codes[watch] >= 0])
 
     # -- codes --------------------------------------------------------------------------------------------------------
 

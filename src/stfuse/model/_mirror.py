@@ -65,7 +65,7 @@ class MIRROR(StoredModel):
         Tiles of a slide in a step, at most, drawn anew each time. None = all. Coding takes all.
     faithful
         Every published choice that is not given: TransMIL of width 768; networks on features as they are, not beside principal components;
-        codes not brought to unit length after their head; slides with fewer than `n_tiles` tiles give some twice; and in training Adam at
+        codes not brought to unit length after their head, and no part of the fused code; slides with fewer than `n_tiles` tiles give some twice; and in training Adam at
         2e-5, 100 epochs of batches of 16, with nothing held out.
 
     Notes
@@ -80,7 +80,7 @@ class MIRROR(StoredModel):
     >>> model = stfuse.model.MIRROR(slides, tiles, dim=32, n_prototypes=50)
     >>> model.train(max_epochs=2)
     >>> model.get_latent_representation().shape
-    (40, 64)
+    (40, 128)
     """
 
     _method = "mirror"
@@ -156,7 +156,10 @@ class MIRROR(StoredModel):
         for name, key in (("rna_key", rna_key), ("mask_var", mask_var), ("groups", groups), ("paired_key", paired_key)):
             check_text(name, key, optional=True)
         _read.check_names(adata.obs_names, "slides")
-        read_genes(adata, rna_key, mask_var)
+        _, has = read_genes(adata, rna_key, mask_var)
+        if not has.any():
+            where = "X" if rna_key is None else f"obsm[{rna_key!r}] (rna_key)"
+            raise ValueError(f"No slide has RNA: all rows of slides.{where} are NaN.")
         # names of patients stay out of the registry, which goes into the saved file
         manager = AnnDataManager(fields=[], setup_method_args=setup_args)
         with silent_scvi():
@@ -199,11 +202,11 @@ class MIRROR(StoredModel):
         Parameters
         ----------
         max_epochs
-            Epochs at most. None = 100.
+            Epochs at most. None = 30, with `faithful` 100.
         batch_size
             Slides a step. None = 32, with `faithful` 16.
         lr
-            Highest learning rate; with `faithful` it is constant. None = 3e-4, with `faithful` 2e-5.
+            Highest learning rate; with `faithful` it is constant. None = 1e-3, with `faithful` 2e-5.
         weight_decay
             Of AdamW. None = 0.01, with `faithful` 0.
         validation_fraction
@@ -246,13 +249,13 @@ class MIRROR(StoredModel):
                 f"MIRROR needs {MIN_PAIRS} slides with both tiles and RNA, and there are {counts['paired']} (of {counts['total']} slides "
                 f"{counts['image']} have tiles, {counts['rna']} RNA)."
             )
-        pairs, held_out = self._split(views, run["validation_fraction"], seed)
+        pairs, held_out, unseen = self._split(views, run["validation_fraction"], seed)
         self.seed_, self.n_features_ = seed, views.widths
         sizes = views.bags.sizes
         self.n_positions_ = int(min(sizes.max(), p["n_tiles"] or sizes.max()))
         if p["faithful"]:
             self.n_positions_ = p["n_tiles"]
-        known = (views.has_image | views.has_rna) & ~np.isin(np.arange(len(views.names)), held_out)
+        known = (views.has_image | views.has_rna) & ~unseen
         settings = MirrorSettings(
             Weights(**p["weights"]), p["mask_ratio"], p["detach"], run["lr"], run["weight_decay"],
             None if p["faithful"] else WARMUP, seed,
@@ -264,12 +267,19 @@ class MIRROR(StoredModel):
                 fit_start(module, views, known, seed)
             paired = torch.zeros(len(views.names), dtype=torch.bool)
             paired[torch.from_numpy(pairs)] = True
-            rna = SlideRna(torch.from_numpy(views.genes), torch.from_numpy(views.has_rna), paired, torch.from_numpy(held_out))
+            rna = SlideRna(
+                torch.from_numpy(views.genes), torch.from_numpy(views.has_rna), paired, torch.from_numpy(held_out)
+            )
             history, keep = fit(
                 MirrorPlan(module, rna, settings),
                 max_epochs=run["max_epochs"],
                 batches=BagBatches(
-                    views.bags, torch.from_numpy(np.flatnonzero(known)), run["batch_size"], p["n_tiles"], seed, fill=p["faithful"]
+                    views.bags,
+                    torch.from_numpy(np.flatnonzero(known)),
+                    run["batch_size"],
+                    p["n_tiles"],
+                    seed,
+                    fill=p["faithful"],
                 ),
                 device=device,
                 seed=seed,
@@ -278,7 +288,11 @@ class MIRROR(StoredModel):
                 desc="MIRROR",
                 trainer_kwargs=trainer_kwargs,
             )
-        self.report_ = {"n_pairs": float(pairs.size), "n_held_out": float(held_out.size), "epochs_kept": float(len(history))}
+        self.report_ = {
+            "n_pairs": float(pairs.size),
+            "n_held_out": float(held_out.size),
+            "epochs_kept": float(len(history)),
+        }
         if keep is not None and keep.state is not None:
             module.load_state_dict(keep.state)
             self.report_["epochs_kept"] = float(keep.best_epoch)
@@ -291,15 +305,20 @@ class MIRROR(StoredModel):
         fit_fusion(module.eval(), views, known, pairs, device)
         self._finish(module, history)
 
-    def _split(self, views: SlideViews, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs to train on, and whole groups of pairs held out."""
+    def _split(self, views: SlideViews, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs to train on, pairs held out, and which slides are not seen: all of the groups of these, pairs or not."""
         groups = self.setup_keys()["groups"]
-        column = None if groups is None else _read.read_column(self.adata, groups).astype(str).to_numpy()
-        return split_groups(views.paired, column, fraction, seed)
+        group = np.arange(len(views.names))
+        if groups is not None:
+            group, _ = _read.read_codes(_read.read_column(self.adata, groups), groups, "groups")
+        pairs, held_out = split_groups(views.paired, None if groups is None else group, fraction, seed)
+        return pairs, held_out, np.isin(group, group[held_out])
 
     # -- codes --------------------------------------------------------------------------------------------------------
 
-    def codes(self, slides: AnnData | None = None, tiles: AnnData | None = None, device: str | None = None) -> MirrorCodes:
+    def codes(
+        self, slides: AnnData | None = None, tiles: AnnData | None = None, device: str | None = None
+    ) -> MirrorCodes:
         """Compute every code of the data, from all tiles of each slide.
 
         Parameters
@@ -311,8 +330,8 @@ class MIRROR(StoredModel):
 
         Returns
         -------
-        Object with the `names` of the slides; `image`, `rna` (s x dim, of unit length, comparable), `fused` (s x 2 dim); `own_image`,
-        `own_rna` (what the encoders give); `prototype` (number of the likest, -1 = none) and `attention` (one value a tile, of sum one
+        Object with the `names` of the slides; `image`, `rna` (s x dim, of unit length, comparable), `fused` (s x 4 dim, with `faithful`
+        s x 2 dim); `private_image`, `private_rna` (what the encoders give); `prototype` (number of the likest, -1 = none) and `attention` (one value a tile, of sum one
         within a slide). NaN where a view is missing.
 
         Raises
@@ -331,7 +350,10 @@ class MIRROR(StoredModel):
         return code_slides(self.module, self._data(slides, tiles), device or self.device_)
 
     def get_latent_representation(
-        self, slides: AnnData | None = None, tiles: AnnData | None = None, view: Literal["fused", "image", "rna"] = "fused"
+        self,
+        slides: AnnData | None = None,
+        tiles: AnnData | None = None,
+        view: Literal["fused", "image", "rna", "private_image", "private_rna"] = "fused",
     ) -> np.ndarray:
         """Return one code of the slides.
 
@@ -340,13 +362,13 @@ class MIRROR(StoredModel):
         slides, tiles
             New data under the keys of the set-up. None for both = the training data.
         view
-            `"fused"` (what both encoders give, side by side), `"image"` or `"rna"` (what both views are compared by).
+            `"fused"`, `"image"` or `"rna"` (what both views are compared by), `"private_image"` or `"private_rna"` (what the encoders give).
 
         Returns
         -------
         s x width, float32, a row of NaN where the view is missing.
         """
-        pick(("fused", "image", "rna"), view, "view")
+        pick(("fused", "image", "rna", "private_image", "private_rna"), view, "view")
         return getattr(self.codes(slides, tiles), view)
 
     def attention(self, tiles: AnnData | None = None) -> np.ndarray:
@@ -434,6 +456,9 @@ def fit_fusion(module: Mirror, views: SlideViews, known: np.ndarray, pairs: np.n
     """Scale the fused code by the slides trained on, and learn what one view's code tells of the other's."""
     image = np.flatnonzero(known & views.has_image)
     codes, _ = encode_slides(module, views.bags.select(torch.from_numpy(image)), device)
-    rna = module.genes(torch.from_numpy(views.genes[known & views.has_rna]))
-    of_pairs = codes[np.searchsorted(image, pairs)], module.genes(torch.from_numpy(views.genes[pairs]))
-    module.fit_fusion(codes, rna, of_pairs)
+    own = {"image": codes, "rna": module.genes(torch.from_numpy(views.genes[known & views.has_rna]))}
+    of_pairs = {
+        "image": codes[np.searchsorted(image, pairs)],
+        "rna": module.genes(torch.from_numpy(views.genes[pairs])),
+    }
+    module.fit_fusion(own, of_pairs)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from stfuse._keys import VIEWS
 from stfuse.model._slide_views import SlideViews
 from stfuse.model._tile_bags import encode_bags
 from stfuse.module.mirror import Mirror
@@ -22,8 +24,8 @@ SLIDES = 1_024  # of RNA coded at once
 class MirrorCodes:
     """What a model says of s slides (``names``) and n tiles; NaN where a view is missing.
 
-    ``image`` and ``rna`` are what both views are compared by, of unit length; ``fused`` holds what the encoders give, image and RNA side by
-    side, where one is missing as the other tells it. ``own_image`` and ``own_rna`` are the encoders' codes as they come. ``prototype``
+    ``image`` and ``rna`` are what both views are compared by, of unit length; ``private_image`` and ``private_rna`` what the encoders give;
+    ``fused`` holds these and, but for a faithful model, those before, scaled, where a view is missing as the other tells it. ``prototype``
     is the number of the prototype that is likest (-1 = none), ``attention`` how much each tile counts in its slide.
     """
 
@@ -31,8 +33,8 @@ class MirrorCodes:
     image: np.ndarray
     rna: np.ndarray
     fused: np.ndarray
-    own_image: np.ndarray
-    own_rna: np.ndarray
+    private_image: np.ndarray
+    private_rna: np.ndarray
     prototype: np.ndarray
     attention: np.ndarray
 
@@ -49,14 +51,12 @@ def code_slides(module: Mirror, views: SlideViews, device: str) -> MirrorCodes:
         attention[bags.rows.numpy()] = weights
     for some in np.array_split(rows["rna"], -(-rows["rna"].size // SLIDES)) if rows["rna"].size else []:
         own["rna"][some] = module.genes(torch.from_numpy(views.genes[some]))
-    shared = {view: code.clone() for view, code in own.items()}
-    for view, some in rows.items():
-        shared[view][some] = torch.nn.functional.normalize(module.shared(view, own[view][some]), dim=1)
+    shared = {view: module.shared(view, code) for view, code in own.items()}
     return MirrorCodes(
         views.names,
-        shared["image"].numpy(),
-        shared["rna"].numpy(),
-        _fused(module, own).numpy(),
+        F.normalize(shared["image"], dim=1).numpy(),
+        F.normalize(shared["rna"], dim=1).numpy(),
+        _fused(module, shared, own).numpy(),
         own["image"].numpy(),
         own["rna"].numpy(),
         _prototypes(module, own, rows).numpy(),
@@ -91,12 +91,14 @@ def encode_bags_whole(encoder: TransMIL, bags: Bags, device: str) -> tuple[Tenso
     return torch.cat(codes), np.concatenate(weights)
 
 
-def _fused(module: Mirror, own: dict[str, Tensor]) -> Tensor:
-    """Codes of both encoders, a missing one as the other tells it."""
-    missing = {view: code.isnan().any(1, keepdim=True) for view, code in own.items()}
-    image = torch.where(missing["image"], module.translate("image", own["rna"]), own["image"])
-    rna = torch.where(missing["rna"], module.translate("rna", own["image"]), own["rna"])
-    return module.fuse(image, rna)
+def _fused(module: Mirror, shared: dict[str, Tensor], own: dict[str, Tensor]) -> Tensor:
+    """All codes, of a missing view what the other tells of it."""
+    shared, own = dict(shared), dict(own)
+    for view, other in (VIEWS, VIEWS[::-1]):
+        missing = own[view].isnan().any(1, keepdim=True) & ~own[other].isnan().any(1, keepdim=True)
+        own[view] = torch.where(missing, module.translate(view, own[other]), own[view])
+        shared[view] = torch.where(missing, module.shared(other, own[other]), shared[view])
+    return module.fuse(shared, own)
 
 
 def _prototypes(module: Mirror, own: dict[str, Tensor], rows: dict[str, np.ndarray]) -> Tensor:

@@ -26,7 +26,7 @@ class Choices(NamedTuple):
     validation_fraction: float
 
 
-OURS = Choices("abmil", 256, True, 100, 32, 3e-4, 0.01, 0.1)
+OURS = Choices("abmil", 256, True, 30, 32, 1e-3, 0.01, 0.1)
 PUBLISHED = Choices("transmil", 768, False, 100, 16, 2e-5, 0.0, 0.0)
 
 
@@ -46,8 +46,10 @@ def read_weights(weights: Sequence[float] | Mapping[str, float] | None) -> dict[
         if unknown:
             raise ValueError(f"weights knows {', '.join(names)}, got {unknown[0]!r}.")
         found = Weights()._asdict() | dict(weights)
-    elif isinstance(weights, str) or not isinstance(weights, Sequence) or len(weights) != len(names):
-        raise ValueError(f"weights must be {len(names)} numbers ({', '.join(names)}) or a dict of some, got {weights!r}.")
+    elif not isinstance(weights, Sequence) or len(weights) != len(names) or isinstance(weights, str):  # type: ignore[unreachable]
+        raise ValueError(
+            f"weights must be {len(names)} numbers ({', '.join(names)}) or a dict of some, got {weights!r}."
+        )
     else:
         found = dict(zip(names, weights, strict=True))
     for name, number in found.items():

@@ -87,7 +87,9 @@ def read_slides(
         bags = Bags.make(_tensor(cohort.features), np.where(cohort.has, slide, -1), slides.n_obs)
     paired = has_rna & (bags.sizes.numpy() > 0)
     if paired_key is not None:
-        paired &= _read.as_flags(column_of(slides, "slides", "paired_key", paired_key), f"slides.obs[{paired_key!r}] (paired_key)")
+        paired &= _read.as_flags(
+            column_of(slides, "slides", "paired_key", paired_key), f"slides.obs[{paired_key!r}] (paired_key)"
+        )
     return SlideViews(pd.Index(slides.obs_names), bags, slide, genes, has_rna, paired, lost)
 
 
@@ -102,7 +104,7 @@ def _tensor(features: Any) -> torch.Tensor | DiskTiles:
 
 def _named_by(tiles: Any, slide_key: str) -> AnnData:
     """Slides that nothing tells of but their tiles."""
-    column = pd.Categorical(_read.read_column(tiles, slide_key))
+    column = pd.Categorical(column_of(tiles, "tiles", "slide_key", slide_key))
     return AnnData(obs=pd.DataFrame(index=pd.Index([str(name) for name in column.categories], dtype=object)))
 
 
@@ -129,10 +131,7 @@ def read_genes(slides: AnnData, rna_key: str | None, mask_var: str | None) -> tu
         if mask_var is not None:
             values = slides[:, read_mask(slides, mask_var)].X
     genes = np.asarray(_read.as_matrix(values, what), np.float32)
-    has = _read.check_values(genes, what)
-    if not has.any():
-        raise ValueError(f"No slide has RNA: all rows of {what} are NaN.")
-    return genes, has
+    return genes, _read.check_values(genes, what)
 
 
 def read_mask(slides: AnnData, mask_var: str) -> np.ndarray:

@@ -59,7 +59,9 @@ class RnaEncoder(nn.Module):
 
     def __init__(self, n_genes: int, dim: int, dropout: float = 0.1) -> None:
         super().__init__()
-        self.embed = nn.Sequential(nn.Linear(n_genes, 2 * dim), nn.GELU(), nn.LayerNorm(2 * dim), nn.Linear(2 * dim, dim))
+        self.embed = nn.Sequential(
+            nn.Linear(n_genes, 2 * dim), nn.GELU(), nn.LayerNorm(2 * dim), nn.Linear(2 * dim, dim)
+        )
         self.gene_vector = nn.Parameter(torch.zeros(1, dim))
         self.layers = nn.Sequential(*(PartsLayer(dim, dropout) for _ in range(DEPTH)), nn.LayerNorm(dim, eps=1e-6))
         nn.init.trunc_normal_(self.gene_vector, std=0.02)
@@ -95,7 +97,9 @@ class Beside(nn.Module):
         found = PCA(k, random_state=seed).fit(rows.numpy())
         scale = math.sqrt(max(float(found.explained_variance_.mean()), 1e-12))
         # the sign of a component is arbitrary: make its largest entry positive, so that runs agree
-        axes = found.components_ * np.sign(found.components_[np.arange(k), np.abs(found.components_).argmax(1)])[:, None]
+        axes = (
+            found.components_ * np.sign(found.components_[np.arange(k), np.abs(found.components_).argmax(1)])[:, None]
+        )
         self.weights[:, :k] = torch.from_numpy(axes.T / scale)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -122,7 +126,7 @@ class Mirror(nn.Module):
     """Both encoders, a head each that aligns them, retention on both sides, and style.
 
     ``linear_start`` puts both encoders beside principal components; ``unit`` brings aligned codes to unit length once more after
-    their head, which the published network does not. ``n_positions`` is the largest number of tiles a slide in a step.
+    their head, and into the fused code, which the published network does not. ``n_positions`` is the largest number of tiles a slide in a step.
     """
 
     middle: Tensor
@@ -155,9 +159,9 @@ class Mirror(nn.Module):
         self.align = nn.ModuleDict({view: nn.Linear(dim, dim) for view in VIEWS})
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.style = StyleClusters(dim, n_prototypes)
-        # of the fused code: mean of each view's code, and one scale for all of its entries
-        self.register_buffer("middle", torch.zeros(2, dim))
-        self.register_buffer("spread", torch.ones(2))
+        # of the fused code: mean of each of its parts, and one scale for all entries of a part
+        self.register_buffer("middle", torch.zeros(2 * len(VIEWS), dim))
+        self.register_buffer("spread", torch.ones(2 * len(VIEWS)))
         # code of one view from that of the other, for the fused code where one is missing; the last row is added
         for view in VIEWS:
             self.register_buffer(f"other_{view}", torch.zeros(dim + 1, dim))
@@ -197,15 +201,16 @@ class Mirror(nn.Module):
         return error.sum() / hidden.sum().clamp(min=1)
 
     @torch.no_grad()
-    def fit_fusion(self, image: Tensor, rna: Tensor, paired: tuple[Tensor, Tensor]) -> None:
+    def fit_fusion(self, own: dict[str, Tensor], pairs: dict[str, Tensor]) -> None:
         """Take scales of the fused code from codes of all that was trained on, and how one view's code tells the other's from pairs."""
         from sklearn.linear_model import RidgeCV
 
-        for number, code in enumerate((image, rna)):
-            self.middle[number] = code.mean(0)
-            self.spread[number] = code.var(0, correction=0).mean().sqrt().clamp(min=1e-6)
-        for view, source, target in (("rna", *paired), ("image", *reversed(paired))):
-            fit = RidgeCV(np.logspace(-2, 4, 13)).fit(source.double().numpy(), target.double().numpy())
+        shared = [self.shared(view, own[view]) for view in VIEWS]
+        for number, part in enumerate([*shared, *(own[view] for view in VIEWS)]):
+            self.middle[number] = part.mean(0)
+            self.spread[number] = part.var(0, correction=0).mean().sqrt().clamp(min=1e-6)
+        for view, other in (VIEWS, VIEWS[::-1]):
+            fit = RidgeCV(np.logspace(-2, 4, 13)).fit(pairs[other].double().numpy(), pairs[view].double().numpy())
             map_ = np.vstack([np.atleast_2d(fit.coef_).T, fit.intercept_])
             self.get_buffer(f"other_{view}").copy_(torch.from_numpy(map_))
 
@@ -214,6 +219,8 @@ class Mirror(nn.Module):
         map_ = self.get_buffer(f"other_{view}")
         return code @ map_[:-1] + map_[-1]
 
-    def fuse(self, image: Tensor, rna: Tensor) -> Tensor:
-        """Both codes side by side, each of mean zero and mean variance one."""
-        return torch.cat([(c - m) / s for c, m, s in zip((image, rna), self.middle, self.spread, strict=True)], dim=1)
+    def fuse(self, shared: dict[str, Tensor], own: dict[str, Tensor]) -> Tensor:
+        """Aligned codes and those of the encoders side by side, each of mean zero and mean variance one; or the encoders' alone."""
+        parts = [*(shared[view] for view in VIEWS), *(own[view] for view in VIEWS)]
+        scaled = [(part - m) / s for part, m, s in zip(parts, self.middle, self.spread, strict=True)]
+        return torch.cat(scaled if self.unit else scaled[len(VIEWS) :], dim=1)

@@ -34,7 +34,9 @@ def landmarks_of(tokens: Tensor, n: int) -> Tensor:
     return F.adaptive_avg_pool1d(tokens.flatten(0, 1).mT, n).mT.unflatten(0, tokens.shape[:2])
 
 
-def nystrom(q: Tensor, k: Tensor, v: Tensor, n_landmarks: int, iterations: int = PINV_ITERATIONS) -> tuple[Tensor, Tensor]:
+def nystrom(
+    q: Tensor, k: Tensor, v: Tensor, n_landmarks: int, iterations: int = PINV_ITERATIONS
+) -> tuple[Tensor, Tensor]:
     """Attention through landmarks, of cost linear in the tokens, and its first row (b x heads x n).
 
     q (scaled), k and v are b x heads x n x d. With as many landmarks as tokens it is exact attention, up to the inverse.

@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "_survival": ["survival"],
         "_mil": ["mil"],
         "_mirror": ["mirror"],
+        "_compare_slides": ["compare_slides"],
         "_tune": ["tune"],
         "_pathways": ["pathways"],
         "_rank_pathways": ["rank_pathways"],

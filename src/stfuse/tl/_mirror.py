@@ -9,7 +9,7 @@ from anndata import AnnData
 
 from stfuse import _keys, _record
 from stfuse._check import check_flag, check_seed, check_text
-from stfuse.tl._mirror_tables import METHOD, check_names, find_slides, private_slides, results, tell
+from stfuse.tl._mirror_tables import METHOD, check_names, find_slides, private_slides, private_tiles, results, tell
 from stfuse.tl._write_both import write_both
 
 
@@ -67,7 +67,8 @@ def mirror(
     slide_key
         Column of `tiles.obs` with the name of each tile's slide, a name in `slides.obs_names`.
     image_key
-        Key of the features in `tiles.obsm`, n x d. A row of NaN = the tile is left out. A zarr or dask array (`anndata.experimental.read_lazy`) is
+        Key of the features in `tiles.obsm`, n x d; where `"X_image"` is missing and the tiles have an image, :func:`stfuse.pp.image_features` makes it.
+        A row of NaN = the tile is left out. A zarr or dask array (`anndata.experimental.read_lazy`) is
         read as it is needed, so that features may be larger than memory.
     rna_key
         Key of the RNA in `slides.obsm`, s x g. None = `slides.X`.
@@ -99,11 +100,11 @@ def mirror(
     faithful
         Take every published choice that is not given, see Notes.
     max_epochs
-        Epochs at most. None = 100.
+        Epochs at most. None = 30, with `faithful` 100.
     batch_size
         Slides a step. None = 32, with `faithful` 16.
     lr, weight_decay
-        Of AdamW. None = 3e-4 and 0.01, with `faithful` 2e-5 and 0.
+        Of AdamW. None = 1e-3 and 0.01, with `faithful` 2e-5 and 0.
     validation_fraction
         Fraction of the pairs held out to stop on. 0 = train blindly. None = 0.1, with `faithful` 0.
     patience
@@ -126,10 +127,12 @@ def mirror(
     None; with `copy` or `return_model` `(slides, tiles)`, of a SpatialData or MuData one object, the model, or all of them as a tuple.
         Written into the slides, for `key_added="mirror"`:
 
-        - `obsm["X_mirror"]`: what both encoders give side by side, s x 2 dim, each half of mean zero and mean variance one; where a view is missing its
-          half is what the other tells of it (ridge regression on pairs)
+        - `obsm["X_mirror"]`: the fused code, all of the following side by side, s x 4 dim (with `faithful` the private ones, s x 2 dim), each part of mean
+          zero and mean variance one; of a missing view what the other tells of it (aligned: the other's code; private: ridge regression
+          on pairs)
         - `obsm["X_mirror_image"]`, `obsm["X_mirror_rna"]`: what both views are compared by, of unit length, s x dim; a row of NaN = the view is
           missing
+        - `obsm["X_mirror_private_image"]`, `obsm["X_mirror_private_rna"]`: what each encoder gives, s x dim
         - `obs["mirror_prototype"]`: the likest prototype of each slide, categorical
         - `uns["mirror"]`: parameters, seed, versions, counts; `history`, the losses and `held_out_rank` (how many of the other slides are nearer
           than the partner of a held-out one, mean logarithm of the share; lower is better); `report`
@@ -174,7 +177,7 @@ def mirror(
     >>> slides, tiles = stfuse.datasets.synthetic_slides(40, seed=1)
     >>> stfuse.tl.mirror(slides, tiles, slide_key="slide", dim=32, max_epochs=2)
     >>> slides.obsm["X_mirror"].shape, "mirror_attention" in tiles.obs
-    ((40, 64), True)
+    ((40, 128), True)
     """
     from stfuse.model._mirror import MIRROR
     from stfuse.model._mirror_settings import check_architecture, check_run
@@ -222,11 +225,12 @@ def mirror(
         _record.check_copy(tables.slides)
         _record.check_copy(tables.tiles)
     private = private_slides(tables.slides, keys)
+    of_tiles, made = private_tiles(slides, tables, slide_key, image_key)
     MIRROR.setup_anndata(private, **keys)  # type: ignore[arg-type]
-    model = MIRROR(private, tables.tiles, **architecture)
-    views = model._data(private, tables.tiles, training=True)
+    model = MIRROR(private, of_tiles, **architecture)
+    views = model._data(private, of_tiles, training=True)
     tell(views, rna_key)
     model.train(seed=seed, device=device, progress=progress, **training)
     params = keys | architecture | training | {"device": device}
-    written = results(model, views, key_added, {"method": METHOD, "params": params, "seed": seed}, tables)
+    written = results(model, views, key_added, {"method": METHOD, "params": params, "seed": seed}, tables, made)
     return write_both(slides, written, copy, model if return_model else None)

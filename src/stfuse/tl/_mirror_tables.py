@@ -89,7 +89,7 @@ def check_names(tables: SlideTables, key: str, keys: Mapping[str, str | None]) -
 def results_of(key: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Slots and names written into slides and into tiles."""
     slots = _keys.slots(key)
-    codes = [("obsm", name) for name in (slots.fused, slots.image, slots.rna)]
+    codes = [("obsm", name) for name in (slots.fused, slots.image, slots.rna, slots.private_image, slots.private_rna)]
     return [*codes, ("obs", f"{key}_prototype")], [("obs", f"{key}_attention")]
 
 
@@ -97,12 +97,33 @@ def private_slides(slides: AnnData, keys: Mapping[str, str | None]) -> AnnData:
     """Slides with what is read and nothing else, as scvi-tools leaves its bookkeeping in them."""
     columns = {name: column_of(slides, "slides", argument, name) for argument in ("groups", "paired_key") if (name := keys[argument])}  # fmt: skip
     whole = keys["rna_key"] is None
-    few = AnnData(slides.X if whole else None, obs=pd.DataFrame(columns, slides.obs_names), var=slides.var[[]] if whole else None)
-    if keys["mask_var"] is not None and keys["mask_var"] in slides.var:
-        few.var[keys["mask_var"]] = slides.var[keys["mask_var"]]
-    if keys["rna_key"] is not None and keys["rna_key"] in slides.obsm:
-        few.obsm[keys["rna_key"]] = slides.obsm[keys["rna_key"]]
+    few = AnnData(slides.X if whole else None, obs=pd.DataFrame(columns, slides.obs_names), var=slides.var if whole else None)
+    if keys["rna_key"] is not None:
+        few.obsm.update(_entry_or_all(slides, keys["rna_key"]))
     return few
+
+
+def _entry_or_all(adata: AnnData, key: str) -> dict[str, Any]:
+    """An entry of ``obsm``; where it is not there all of them, which the message that follows will name."""
+    return {key: adata.obsm[key]} if key in adata.obsm else dict(adata.obsm)
+
+
+def private_tiles(data: Any, tables: SlideTables, slide_key: str, image_key: str) -> tuple[AnnData, dict[str, Any]]:
+    """Tiles with what is read, and features that were made because the default key was not there."""
+    tiles = tables.tiles
+    column = column_of(tiles, "tiles", "slide_key", slide_key)
+    names = tiles.obs_names if tiles.obs_names.is_unique else pd.RangeIndex(tiles.n_obs).astype(str)
+    few = AnnData(obs=pd.DataFrame({slide_key: column.array}, names))
+    inside = _read.is_spatialdata(data)
+    has_image = bool(tiles.uns.get("spatial")) or (inside and len(data.images) > 0)
+    if image_key in tiles.obsm or image_key != _keys.IMAGE or not has_image:
+        few.obsm.update(_entry_or_all(tiles, image_key))
+        return few, {}
+    from stfuse.pp._default_views import make_view
+
+    features, _ = make_view(data if inside else tiles, "image", image_key, None, tables.tiles_name if inside else None)
+    few.obsm[image_key] = features
+    return few, {"obsm": {image_key: features}}
 
 
 def tell(views: Any, rna_key: str | None) -> None:
@@ -118,6 +139,12 @@ def tell(views: Any, rna_key: str | None) -> None:
             warn(
                 f"{n} of {counts['total']} slide(s) have no {what} (for example {example!r}): they take part with {rest} and are no pairs."
             )
+    tell_read(views, rna_key)
+
+
+def tell_read(views: Any, rna_key: str | None) -> None:
+    """Warn of tiles that no slide takes, and of counts."""
+    counts = views.counts()
     if counts["tiles_of_unknown_slides"]:
         warn(
             f"{counts['tiles_of_unknown_slides']} of {views.slide.size} tile(s) are of slides that are not in slides.obs_names: they are left "
@@ -131,8 +158,10 @@ def tell(views: Any, rna_key: str | None) -> None:
         )
 
 
-def results(model: Any, views: Any, key: str, record: dict[str, Any], tables: SlideTables) -> list[Written]:
-    """All that is written into the slides and into the tiles."""
+def results(
+    model: Any, views: Any, key: str, record: dict[str, Any], tables: SlideTables, made: dict[str, Any]
+) -> list[Written]:  # fmt: skip
+    """All that is written into the slides and into the tiles, with what was ``made`` of these."""
     codes = model.codes()
     slots = _keys.slots(key)
     report = {name: float(value) for name, value in model.report_.items()}
@@ -142,11 +171,17 @@ def results(model: Any, views: Any, key: str, record: dict[str, Any], tables: Sl
     names = np.where(none, _keys.UNASSIGNED, codes.prototype.astype(str))
     order = [*np.unique(codes.prototype[~none]).astype(str), *([_keys.UNASSIGNED] if none.any() else [])]
     to_slides = {
-        "obsm": {slots.fused: codes.fused, slots.image: codes.image, slots.rna: codes.rna},
+        "obsm": {
+            slots.fused: codes.fused,
+            slots.image: codes.image,
+            slots.rna: codes.rna,
+            slots.private_image: codes.private_image,
+            slots.private_rna: codes.private_rna,
+        },
         "obs": {f"{key}_prototype": pd.Categorical(names, order)},
         "uns": {key: record | {"history": history}},
     }
-    to_tiles = {"obs": {f"{key}_attention": codes.attention}, "uns": {key: record}}
+    to_tiles = made | {"obs": {f"{key}_attention": codes.attention}, "uns": {key: record}}
     return [
         Written(tables.slides, to_slides, name=tables.slides_name),
         Written(tables.tiles, to_tiles, name=tables.tiles_name),

@@ -71,14 +71,31 @@ class Bags:
             bag = torch.repeat_interleave(sizes.to(positions.device), output_size=positions.numel())
             chance = self._chance(positions, bag, n_tiles, generator)
             positions = positions[((bag << KEY_BITS) + chance).argsort(stable=True)]
-            kept = sizes.clamp(max=n_tiles)
-            positions = positions[ranges(sizes.cumsum(0) - sizes, kept, positions.device)]
-            sizes = kept
+            positions = positions[self._window(sizes, n_tiles, generator)]
+            sizes = sizes.clamp(max=n_tiles)
         return self.rows[positions], _offsets(sizes)
+
+    def _window(self, sizes: Tensor, n_tiles: int, generator: torch.Generator | None) -> Tensor:
+        """Places of the tiles that are kept: the first of each slide, of runs so many in a circle from a random place on.
+
+        A run is cut where the number is full, which may be anywhere in it, so that no tile of it is taken more often than another.
+        """
+        device, first, kept = self.rows.device, sizes.cumsum(0) - sizes, sizes.clamp(max=n_tiles)
+        if self._run(n_tiles) == 1:
+            return ranges(first, kept, device)
+        turn = torch.rand(sizes.numel(), generator=generator, device=device, dtype=torch.float64)
+        bag = torch.repeat_interleave(kept.to(device), output_size=int(kept.sum()))
+        sizes, first = sizes.to(device), first.to(device)
+        within = ranges(torch.zeros_like(kept), kept, device) + (turn * sizes).long()[bag]
+        return first[bag] + within % sizes[bag]
+
+    def _run(self, n_tiles: int) -> int:
+        """Tiles that are drawn together."""
+        return min(self.features.chunk, -(-n_tiles // PLACES)) if isinstance(self.features, DiskTiles) else 1
 
     def _chance(self, positions: Tensor, bag: Tensor, n_tiles: int, generator: torch.Generator | None) -> Tensor:
         """Random key of each tile, on disk the same for a run of tiles of a slide that lie in one chunk."""
-        run = min(self.features.chunk, -(-n_tiles // PLACES)) if isinstance(self.features, DiskTiles) else 1
+        run = self._run(n_tiles)
         if run == 1:
             return torch.randint(1 << KEY_BITS, (positions.numel(),), generator=generator, device=positions.device)
         block = self.rows[positions] // run

@@ -14,7 +14,7 @@ from stfuse.module.style import cluster_loss, style_loss
 from stfuse.train._bags import BagBatches
 from stfuse.train._plans import Plan, warm_cosine
 
-POOL = 1_000  # slides among which a held-out one looks for its partner
+POOL = 100  # slides among which a held-out one looks for its partner, where not more are held out: to code many takes an epoch's time
 
 
 class Weights(NamedTuple):
@@ -121,7 +121,10 @@ class MirrorPlan(Plan):
         paired = self.rna.paired[slides]
         if not bool(paired.any()):
             return None
-        row = {view: torch.full((slides.numel(),), -1).index_put((at,), torch.arange(at.numel())) for view, at in place.items()}  # fmt: skip
+        row = {
+            view: torch.full((slides.numel(),), -1).index_put((at.cpu(),), torch.arange(at.numel()))
+            for view, at in place.items()
+        }
         return {view: rows[paired].to(self.device) for view, rows in row.items()}
 
     def _tiles(self, rows: Tensor) -> Tensor:
@@ -145,7 +148,8 @@ class MirrorPlan(Plan):
         self.module.eval()
         pairs = self.rna.paired.nonzero()[:, 0]
         order = torch.randperm(pairs.numel(), generator=torch.Generator().manual_seed(self.settings.seed))
-        slides = torch.cat([self.rna.held_out, pairs[order[:POOL]]])
+        held_out = self.rna.held_out
+        slides = torch.cat([held_out, pairs[order[: max(POOL - held_out.numel(), 0)]]])
         image, rna = [], []
         for part in slides.split(self.batches.batch_size):
             batch = self.batches.deal(part, self.settings.seed)
@@ -154,6 +158,6 @@ class MirrorPlan(Plan):
             rna.append(self.module.shared("rna", self.module.genes(self._genes(part))))
         self.module.train(was_training)
         a, b = (torch.cat(parts).double().cpu().numpy() for parts in (image, rna))
-        n = self.rna.held_out.numel()
+        n = held_out.numel()
         own = torch.arange(n).numpy()
         return 0.5 * (rank_score(a[:n], b, own) + rank_score(b[:n], a, own))

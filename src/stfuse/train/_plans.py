@@ -69,6 +69,15 @@ class Plan(lp.LightningModule):
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 
+    def warmed_up(self, lr: float, weight_decay: float, warmup: float | None) -> Any:
+        """AdamW on everything, at a rate that rises over a fraction of all steps and falls as a cosine; None = constant."""
+        optimizer = torch.optim.AdamW(self.module.parameters(), lr=lr, weight_decay=weight_decay)
+        if warmup is None:
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, total, warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
     def watched(self) -> bool:
         """Tell whether something is held out on which `held_out` scores the module."""
         return False
@@ -204,12 +213,7 @@ class JointPlan(FusionPlan):
 
     def configure_optimizers(self) -> Any:
         """AdamW on everything."""
-        optimizer = torch.optim.AdamW(self.module.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        if self.warmup is None:
-            return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, total, self.warmup or 0))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.warmed_up(self.lr, self.weight_decay, self.warmup)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step on a batch of pairs."""
