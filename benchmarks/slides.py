@@ -28,6 +28,7 @@ TASKS = {
     "survival": {"time_key": "months", "event_key": "event"},
 }
 SCORES = {"subtype": ["accuracy", "balanced_accuracy", "macro_f1", "auroc"], "survival": ["c_index"]}
+COLUMNS = ["task", "shots", "seed", "method", "fold", "n_slides", "n_events", *SCORES["subtype"], *SCORES["survival"], "seconds"]
 SHARED, PRIVATE = 4, 2
 # how much of subtype and survival the morphology shows, the rest is noise of such a strength that variances are near one
 SUBTYPE, SURVIVAL = (0.4, 0.92), (0.3, 0.95)
@@ -87,19 +88,19 @@ def measure(options: argparse.Namespace, slides: AnnData) -> pd.DataFrame:
     for seed in options.seeds:
         tiles = morphology(slides, seed)
         for task in options.task:
-            for shots in options.shots:
-                for method in options.methods:
-                    began = time.perf_counter()
-                    table = stfuse.tl.compare_slides(
-                        slides, tiles, slide_key="slide", methods=[method], shots=shots or None, n_draws=options.draws,
-                        select_genes=options.select_genes, n_splits=options.folds, seed=seed, progress=False, **TASKS[task],
-                    )  # fmt: skip
-                    seconds = time.perf_counter() - began
-                    folds = table[~table["fold"].isin(["mean", "sd"])]
-                    found.append(folds.assign(task=task, shots=shots, seed=seed, seconds=seconds))
-                    print(f"{task}, shots {shots or 'all'}, seed {seed}, {method}: {seconds:.0f} s", flush=True)
-                    if options.out:
-                        found[-1].to_csv(options.out, mode="a", index=False, header=not Path(options.out).exists())
+            for method in options.methods:
+                began = time.perf_counter()
+                table = stfuse.tl.compare_slides(
+                    slides, tiles, slide_key="slide", methods=[method], shots=[k or None for k in options.shots], n_draws=options.draws,
+                    select_genes=options.select_genes, n_splits=options.folds, seed=seed, progress=False, **TASKS[task],
+                )  # fmt: skip
+                seconds = time.perf_counter() - began
+                folds = table[~table["fold"].isin(["mean", "sd"])].assign(task=task, seed=seed, seconds=seconds)
+                # both tasks have the same columns, so that one file holds them
+                found.append(folds.reindex(columns=COLUMNS))
+                print(f"{task}, seed {seed}, {method}: {seconds:.0f} s", flush=True)
+                if options.out:
+                    found[-1].to_csv(options.out, mode="a", index=False, header=not Path(options.out).exists())
     return pd.concat(found, ignore_index=True)
 
 

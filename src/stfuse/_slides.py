@@ -69,7 +69,10 @@ def read_cohort(
 ) -> Cohort:  # fmt: skip
     """Read the tiles' features, and find the slide of each by name. With ``stream`` features on disk stay there."""
     _read.check_names(slides.obs_names, "slides")
-    column = pd.Categorical(column_of(tiles, "tiles", "slide_key", slide_key))
+    values = column_of(tiles, "tiles", "slide_key", slide_key)
+    if pd.api.types.is_float_dtype(values.dtype) and (values.dropna() % 1 == 0).all():
+        values = values.astype("Int64")  # whole numbers, which a missing one turned into such with a point
+    column = pd.Categorical(values)
     # names are compared and not tiles, of which there may be millions; a number in the column is the name that reads like it
     names = [str(name) for name in column.categories]
     rows = np.append(slides.obs_names.get_indexer(pd.Index(names, dtype=object)), -1)

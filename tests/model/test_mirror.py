@@ -497,7 +497,7 @@ def signal():
     slides, tiles = stfuse.datasets.synthetic_slides(150, n_tiles=(20, 60), seed=0)
     MIRROR.setup_anndata(slides, **KEYS)
     model = MIRROR(slides, tiles, dim=32, n_prototypes=100, n_tiles=32)
-    model.train(max_epochs=20, progress=False, device="cpu")
+    model.train(max_epochs=15, lr=3e-3, progress=False, device="cpu")
     return slides, tiles, model.codes()
 
 

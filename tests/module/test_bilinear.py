@@ -33,8 +33,10 @@ def test_network_is_what_it_says():
 
     a, b = gated(net.gated_image, image), gated(net.gated_rna, rna)
     kron = torch.stack([torch.kron(torch.cat([x, torch.ones(1)]), torch.cat([y, torch.ones(1)])) for x, y in zip(a, b, strict=True)])  # fmt: skip
-    dense = net.fuse[1]
-    literal = torch.relu(kron @ dense.weight.T + dense.bias) @ net.head.weight.T + net.head.bias
+    dense, last = net.multiplied[1], net.fuse[0]
+    multiplied = torch.relu(kron @ dense.weight.T + dense.bias)
+    fused = torch.relu(torch.cat([multiplied, a, b], 1) @ last.weight.T + last.bias)
+    literal = fused @ net.head.weight.T + net.head.bias
     torch.testing.assert_close(found, literal)
     found.sum().backward()
     assert all(p.grad is not None for p in net.parameters())

@@ -61,6 +61,7 @@ class AbmilSettings(Training):
 class BilinearSettings(AbmilSettings):
     """The same of the bilinear network, with the number of features of each view that are multiplied."""
 
+    lr: float = 2e-4
     n_gated: int = 32
 
 

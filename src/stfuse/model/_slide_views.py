@@ -130,7 +130,8 @@ def read_genes(slides: AnnData, rna_key: str | None, mask_var: str | None) -> tu
         what, values = "slides.X", slides.X
         if mask_var is not None:
             values = slides[:, read_mask(slides, mask_var)].X
-    genes = np.asarray(_read.as_matrix(values, what), np.float32)
+    # torch complains of an array that may not be written to, such as that of a table
+    genes = np.require(_read.as_matrix(values, what), np.float32, "W")
     return genes, _read.check_values(genes, what)
 
 

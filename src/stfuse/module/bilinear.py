@@ -73,15 +73,18 @@ class Bilinear(nn.Module):
         self.genes = SelfNormalising(n_rna, n_hidden, dropout)
         self.gated_image = GatedFeatures(n_hidden, 2 * n_hidden, n_gated, dropout)
         self.gated_rna = GatedFeatures(n_hidden, 2 * n_hidden, n_gated, dropout)
-        self.fuse = nn.Sequential(
+        self.multiplied = nn.Sequential(
             nn.Dropout(dropout), nn.Linear((n_gated + 1) ** 2, n_hidden), nn.ReLU(), nn.Dropout(dropout)
         )
+        # gated features also go past the products, of which there are many
+        self.fuse = nn.Sequential(nn.Linear(n_hidden + 2 * n_gated, n_hidden), nn.ReLU(), nn.Dropout(dropout))
         self.head = nn.Linear(n_hidden, n_out)
 
     def join(self, image: Tensor, rna: Tensor) -> Tensor:
         """Logits from the embedding of each slide's tiles and the features of its genes, s x out."""
         both = torch.cat([image, rna], 1)
-        return self.head(self.fuse(products(self.gated_image(image, both), self.gated_rna(rna, both))))
+        a, b = self.gated_image(image, both), self.gated_rna(rna, both)
+        return self.head(self.fuse(torch.cat([self.multiplied(products(a, b)), a, b], 1)))
 
     def forward(self, tiles: Tensor, offsets: Tensor, genes: Tensor) -> Tensor:
         """Logits of each slide, s x out."""

@@ -17,9 +17,10 @@ from stfuse._check import check_number, check_text, did_you_mean
 from stfuse._image._crop_size import CropSize
 from stfuse._image._section import Choice
 from stfuse.pl._attention_cells import choose_cells
-from stfuse.pl._attention_panels import ROOM, draw_cells, draw_crop, draw_map, draw_scales
+from stfuse.pl._attention_panels import EVEN, NARROW, ROOM, WIDE, draw_cells, draw_crop, draw_map, draw_scales
 from stfuse.pl._color import Color, Limit, Palette, keep_colors, number_scale
 from stfuse.pl._layout import Block, check_drawing, draw_title, legend_width, place, save_figure
+from stfuse.pl._slide_attention import Look, slide_attention
 from stfuse.pp._encode import EncoderCall
 from stfuse.pp._feature_job import Request
 from stfuse.pp._seen_crops import SeenCrop, rows_of, seen_crops, table_of
@@ -30,15 +31,15 @@ if TYPE_CHECKING:
 
     from stfuse.pp._encoders._attention import PatchAttention
 
-WIDE, NARROW = 3.6, 2.7  # inches of a panel of one tile, and of many
-EVEN = 2.0  # the scale reaches at least so far: attention that is nearly uniform is to look so
-
 
 def attention(
     tiles: AnnData | SpatialData,
     tile: str | Sequence[str],
     *,
-    encoder: str | nn.Module | Callable[..., Any],
+    encoder: str | nn.Module | Callable[..., Any] | None = None,
+    attention_key: str | None = None,
+    slide_key: str | None = None,
+    top: int | None = None,
     image: Any = None,
     cells: AnnData | str | None = None,
     tile_key: str | None = None,
@@ -70,12 +71,16 @@ def attention(
     figsize: tuple[float, float] | None = None,
     save: str | Path | None = None,
 ) -> list[Axes]:
-    r"""Draw where a vision transformer looks on tiles of tissue.
+    r"""Draw where a vision transformer looks on tiles of tissue, or which tiles of a slide a model looked at.
 
     Beside the crop of each tile, as the encoder sees it, stands the attention of its class token to the patches of the
     crop: the softmax of :math:`q_{class} k_j^T / \sqrt d` in one block, times the number of patches. 1 is what every
     patch has when all get the same, so that values of several tiles can be compared; a patch of 3 gets three times as
     much. All maps share one colour scale.
+
+    With `attention_key` instead of `encoder` it is attention that :func:`stfuse.tl.mirror` or :func:`stfuse.tl.mil` has written, drawn over
+    the tissue of whole slides: each tile in its place and of its size, beside the image of the slide where there is one. Values are again times the
+    number of tiles: 1 is what every tile has when all count the same.
 
     Where features are an average over patches (`global_pool="avg"` in timm, or a network without class token), it is the
     attention that each patch receives, on average over all patches; the title says so.
@@ -86,12 +91,19 @@ def attention(
         Tiles of :func:`stfuse.pp.tessellate`, spots, or other observations with an image: what
         :func:`stfuse.pp.image_features` takes.
     tile
-        Name of a tile in `obs_names`, or several.
+        Name of a tile in `obs_names`, or several; with `attention_key` of a slide, or several.
     encoder
         As in :func:`stfuse.pp.image_features`: a name or a `torch.nn.Module`. It must be, or hold, one vision transformer of
-        timm, torchvision or transformers whose tokens all attend to each other (ViT, DeiT, DINOv2, EVA, CLIP...).
+        timm, torchvision or transformers whose tokens all attend to each other (ViT, DeiT, DINOv2, EVA, CLIP...). Exactly one of this and
+        `attention_key` is given.
+    attention_key
+        Column of `obs` with the attention of each tile, such as `"mirror_attention"` or `"mil_attention"`.
+    slide_key
+        With `attention_key`: column of `obs` with the slide of each tile.
+    top
+        With `attention_key`: so many tiles of each slide, the most attended ones, are outlined. None = none.
     image
-        Image file, array, key or element, as in :func:`stfuse.pp.image_features`.
+        Image file, array, key or element, as in :func:`stfuse.pp.image_features`. Images named as the slides are theirs.
     cells
         Cells to draw over the map: an AnnData with coordinates in the same pixels as those of the tiles; with a SpatialData,
         its table of cells, or the name of that.
@@ -134,7 +146,8 @@ def attention(
     Returns
     -------
     list of matplotlib.axes.Axes
-        Of each tile in turn: its crop, then its map or maps.
+        Of each tile in turn: its crop, then its map or maps. With `attention_key` of each slide its image, where one has any, and its map; a
+        slide that lies on several images has each of them.
         Colours of categories are kept in `uns["<color>_colors"]` of the cells, as scanpy does.
 
     Raises
@@ -142,7 +155,8 @@ def attention(
     KeyError
         If a tile, a column, a gene, coordinates or an image is not there.
     ValueError
-        If a tile has no image, the encoder is no such transformer (a convolutional network, `"texture"`, attention within
+        If `encoder` and `attention_key` are both given or neither, an argument belongs to the other, attention is negative or missing in a whole slide,
+        a tile has no image, the encoder is no such transformer (a convolutional network, `"texture"`, attention within
         windows), a block or head is out of range, no cell names a tile, or a number is out of range.
     TypeError
         If an argument is of the wrong type.
@@ -174,19 +188,39 @@ def attention(
     >>> panels = stfuse.pl.attention(tiles, tiles.obs_names[:2], encoder=network, cells=spots, color="layer")
     >>> len(panels)
     4
+
+    >>> slides, tiles = stfuse.datasets.synthetic_slides(20, seed=1)
+    >>> stfuse.tl.mirror(slides, tiles, slide_key="slide", dim=16, max_epochs=1)
+    >>> panels = stfuse.pl.attention(tiles, ["slide3", "slide4"], attention_key="mirror_attention", slide_key="slide")
+    >>> len(panels)
+    2
     """
+    choice = Choice(image, library_key, spatial_key, table_key, shapes, coordinate_system, mpp)
+    names = _names(tile)
+    check_drawing(size, {"alpha": alpha}, ncols, {}, figsize, save)
+    of_cells = {"cells": cells, "tile_key": tile_key, "color": color, "palette": palette, "size": size}
+    of_crops = {
+        "crop_um": crop_um,
+        "crop_px": crop_px,
+        "crop_scale": crop_scale,
+        "stain": stain,
+        "checkpoint": checkpoint,
+    }
+    _check_source(encoder, {"attention_key": attention_key, "slide_key": slide_key, "top": top}, of_cells | of_crops)
+    _check_cmap(cmap)
+    if attention_key is not None and slide_key is not None:
+        look = Look(cmap, alpha, vmin, vmax, ncols, figsize, save)
+        return slide_attention(tiles, names, attention_key, slide_key, top, choice, look)
     request = Request(
         call=EncoderCall(encoder, checkpoint, allow_pickle, device),
-        choice=Choice(image, library_key, spatial_key, table_key, shapes, coordinate_system, mpp),
+        choice=choice,
         size=CropSize(crop_um, crop_px, crop_scale),
         scale=scale,
         stain=stain,
         stain_target=stain_target,
     )
     request.check()
-    names = _names(tile)
-    _check_choices(heads, layer, cmap, cells, {"tile_key": tile_key, "color": color})
-    check_drawing(size, {"alpha": alpha}, ncols, {}, figsize, save)
+    _check_choices(heads, layer, cells, {"tile_key": tile_key, "color": color})
 
     table = table_of(tiles, request.choice)
     rows = rows_of(table, names)
@@ -199,8 +233,8 @@ def attention(
     seen = [_attention_of(made, crop, layer) for crop in crops]
     maps = [_maps(each, heads) for each in seen]
     values = np.concatenate([panels.ravel() for panels in maps])
-    top = max(float(values.max()), EVEN) if vmax is None else vmax
-    bar: Any = number_scale(Color("attention", values, {}), np.arange(len(values)), cmap, vmin, top)
+    highest = max(float(values.max()), EVEN) if vmax is None else vmax
+    bar: Any = number_scale(Color("attention", values, {}), np.arange(len(values)), cmap, vmin, highest)
 
     titles, legend = _titles(seen[0], heads, layer), chosen.legend
     side = WIDE if len(names) == 1 and len(titles) == 1 else NARROW
@@ -231,7 +265,32 @@ def _names(tile: Any) -> list[str]:
     return [str(name) for name in names]
 
 
-def _check_choices(heads: Any, layer: Any, cmap: Any, cells: Any, of_cells: dict[str, Any]) -> None:
+def _check_source(encoder: Any, recorded: dict[str, Any], of_tiles: dict[str, Any]) -> None:
+    """Refuse two sources of attention, none, and what belongs to the other one."""
+    key, slide_key = recorded["attention_key"], recorded["slide_key"]
+    if (encoder is None) == (key is None):
+        raise ValueError(
+            "Give exactly one of encoder (where it looks within tiles) and attention_key (which tiles of a slide counted, a column of obs)."
+        )
+    for name in ("attention_key", "slide_key"):
+        check_text(name, recorded[name], optional=True)
+    if key is not None and slide_key is None:
+        raise ValueError(
+            "slide_key= is missing: with attention_key= it names the column of obs with the slide of each tile."
+        )
+    strange = {k: v for k, v in (recorded if key is None else of_tiles).items() if v is not None}
+    if strange:
+        name, value = next(iter(strange.items()))
+        raise ValueError(f"{name}={value!r} goes with {'attention_key' if key is None else 'encoder'}=: leave it out.")
+
+
+def _check_cmap(cmap: Any) -> None:
+    check_text("cmap", cmap)
+    if cmap not in colormaps:
+        raise ValueError(f"cmap={cmap!r} is not a colour map of matplotlib.{did_you_mean(cmap, colormaps)}")
+
+
+def _check_choices(heads: Any, layer: Any, cells: Any, of_cells: dict[str, Any]) -> None:
     """Refuse, before weights are loaded, what no network could mend."""
     if isinstance(heads, str):
         if heads not in {"mean", "all"}:
@@ -239,9 +298,6 @@ def _check_choices(heads: Any, layer: Any, cmap: Any, cells: Any, of_cells: dict
     else:
         check_number("heads", heads, least=0, whole=True)
     check_number("layer", layer, whole=True)
-    check_text("cmap", cmap)
-    if cmap not in colormaps:
-        raise ValueError(f"cmap={cmap!r} is not a colour map of matplotlib.{did_you_mean(cmap, colormaps)}")
     for name, value in of_cells.items():
         check_text(name, value, optional=True)
         if value is not None and cells is None:

@@ -20,6 +20,8 @@ FILLED = 0.35  # of the distance between cells that lie evenly, so that the map 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # how bright red, green and blue look
 INK = 0.65  # how dark the darkest tissue of a crop is over a map; its brightest is clear, as on tracing paper
 CONTRAST = 64  # brightness, of 255, between the two at least: noise of an empty crop is no tissue
+WIDE, NARROW = 3.6, 2.7  # inches of a panel of one tile or slide, and of many
+EVEN = 2.0  # the scale reaches at least so far: attention that is nearly uniform is to look so
 ROOM = 0.88  # inches of the colour bar with its numbers and words
 
 
@@ -27,7 +29,7 @@ def draw_crop(ax: Axes, pixels: np.ndarray, width_um: float | None) -> None:
     """Show a crop, with a scale bar where its size is known. Crops are square tissue whatever their pixels."""
     _prepare(ax, pixels)
     if width_um is not None:
-        _scale_bar(ax, width_um)
+        scale_bar(ax, width_um)
 
 
 def draw_map(
@@ -38,10 +40,10 @@ def draw_map(
     extent = (0, width * covered[0], height * covered[1], 0)
     look: dict[str, Any] = {"cmap": scale.get_cmap(), "norm": scale.norm, "alpha": alpha, "interpolation": "nearest"}
     ax.imshow(values, extent=extent, zorder=0, **look)
-    _prepare(ax, _traced(pixels))
+    _prepare(ax, traced(pixels))
 
 
-def _traced(pixels: np.ndarray) -> np.ndarray:
+def traced(pixels: np.ndarray) -> np.ndarray:
     """Turn a crop into black ink, thicker where it is darker: RGBA."""
     bright = pixels.astype(np.float32) @ LUMA
     dark, clear = np.percentile(bright, [1, 90])
@@ -68,7 +70,7 @@ def _prepare(ax: Axes, pixels: np.ndarray) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _scale_bar(ax: Axes, width_um: float) -> None:
+def scale_bar(ax: Axes, width_um: float) -> None:
     """Draw the longest round length that takes no more than a third of the crop."""
     power = 10.0 ** np.floor(np.log10(width_um / 3))
     length = max(step for step in (1, 2, 5) if step * power <= width_um / 3 * (1 + 1e-9)) * power

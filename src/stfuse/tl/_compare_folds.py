@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -39,11 +39,14 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Slides in folds (-1 = not compared), their target, and the rows that heads of each fold are trained on, draw after draw."""
+    """Slides in folds (-1 = not compared), their target, and the rows that heads of each fold are trained on, draw after draw.
+
+    There is a list of draws for each number of shots (None = all slides).
+    """
 
     target: Target
     fold: np.ndarray
-    draws: list[list[np.ndarray]]
+    draws: list[dict[int | None, list[np.ndarray]]]
 
     @property
     def n_splits(self) -> int:
@@ -78,7 +81,7 @@ def read_comparison(
     question: Question,
     groups: str | None,
     n_splits: int,
-    shots: int | None,
+    shots: Sequence[int | None],
     n_draws: int,
     seed: int,
 ) -> Comparison:
@@ -100,7 +103,8 @@ def read_comparison(
         fold = np.full(slides.n_obs, -1)
         fold[rows] = part
         target = SurvivalTarget(event, group, known.time, edges_of_folds(compared, part, question.n_bins))
-    draws = [_draws(target, np.flatnonzero((fold >= 0) & (fold != i)), i, shots, n_draws, seed) for i in range(n_splits)]
+    train = [np.flatnonzero((fold >= 0) & (fold != i)) for i in range(n_splits)]
+    draws = [{k: _draws(target, rows, i, k, n_draws, seed) for k in shots} for i, rows in enumerate(train)]
     return Comparison(target, fold, draws)
 
 

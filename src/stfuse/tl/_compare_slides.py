@@ -44,7 +44,7 @@ def compare_slides(
     slides_table: str | None = None,
     tiles_table: str | None = None,
     n_splits: int = 5,
-    shots: int | None = None,
+    shots: int | None | Sequence[int | None] = None,
     n_draws: int = 5,
     select_genes: Mapping[str, Any] | None = None,
     n_bins: int = 4,
@@ -109,6 +109,7 @@ def compare_slides(
     shots
         Train heads, and methods from end to end, on so many slides of each class (survival: of each bin of time) only, drawn without
         replacement, as far as possible of different groups. Codes are learnt, without labels, on the whole training part. None = all.
+        Several, such as `[None, 10]`, take hardly longer than one, as codes are learnt once.
     n_draws
         How often shots are drawn in each fold, the same for all methods. Scores are means over draws.
     select_genes
@@ -134,7 +135,7 @@ def compare_slides(
     Returns
     -------
     pandas.DataFrame
-        A row for each method and fold (`method`, `fold`, `n_slides` held out), then for each method `"mean"` and `"sd"` over folds:
+        A row for each method and fold (`method`, of several `shots` these with 0 for all, `fold`, `n_slides` held out), then for each method `"mean"` and `"sd"` over folds:
         `table[table["fold"] == "mean"]` is the comparison. Scores of classes are `accuracy`, `balanced_accuracy`, `macro_f1` and
         `auroc` (of several classes the mean of one against the rest; NaN where a fold holds one class). Of survival they are
         `n_events` held out and `c_index`, Harrell's C. Folds share their training slides, so the standard error of a mean is larger than its
@@ -208,7 +209,8 @@ def compare_slides(
         tables.slides, tables.tiles, slide_key=slide_key, image_key=image_key, rna_key=rna_key, mask_var=mask_var
     )
     question = Question(label_key, time_key, event_key, event_value, n_bins)
-    found = read_comparison(tables.slides, views.paired, question, groups, n_splits, shots, n_draws, seed)
+    several = _read_shots(shots)
+    found = read_comparison(tables.slides, views.paired, question, groups, n_splits, several, n_draws, seed)
     _tell(views, rna_key, found)
     data = FoldData(
         views=views,
@@ -222,8 +224,10 @@ def compare_slides(
         asked=found.compared,
         run=Run(seed, device),
     )
-    selection = _Selection(select_genes, label_key, _names_of_genes(tables, rna_key, mask_var))
-    table = _compare(data, found, made, selection, shots is not None, progress)
+    selection = _Selection(select_genes, label_key, _names_of_genes(tables, rna_key, mask_var, views.genes.shape[1]))
+    table = _compare(data, found, made, selection, several, progress)
+    if shots is None or isinstance(shots, int | np.integer):
+        table = table.drop(columns="shots")
     if key_added is not None:
         record = {
             MARK: table,
@@ -272,7 +276,7 @@ def _check_arguments(given: Mapping[str, Any], progress: bool | None) -> tuple[s
         check_event_value(given["event_value"])
         need_sksurv()
     check_number("n_splits", given["n_splits"], least=2, whole=True)
-    check_number("shots", given["shots"], least=1, whole=True, optional=True)
+    several = _read_shots(given["shots"])
     check_number("n_draws", given["n_draws"], least=1, whole=True)
     check_number("n_bins", given["n_bins"], least=2, whole=True)
     check_seed(given["seed"])
@@ -280,8 +284,17 @@ def _check_arguments(given: Mapping[str, Any], progress: bool | None) -> tuple[s
     resolve_device(given["device"])
     if given["params"] is not None and not isinstance(given["params"], Mapping):
         raise TypeError(f"params must be a dict of arguments by method or None, got {given['params']!r}.")
-    _check_selection(given["select_genes"], given["label_key"], given["shots"])
+    _check_selection(given["select_genes"], given["label_key"], next((k for k in several if k is not None), None))
     return names
+
+
+def _read_shots(shots: Any) -> tuple[int | None, ...]:
+    several = tuple(shots) if isinstance(shots, list | tuple) else (shots,)
+    for k in several:
+        check_number("shots", k, least=1, whole=True, optional=True)
+    if not several or len(set(several)) < len(several):
+        raise ValueError(f"shots must be different numbers, or None, got {shots!r}.")
+    return several
 
 
 def _read_names(methods: Any) -> tuple[str, ...]:
@@ -300,7 +313,9 @@ def _check_selection(options: Any, label_key: str | None, shots: int | None) -> 
         raise TypeError(f"select_genes must be a dict of arguments of stfuse.pp.select_genes or None, got {options!r}.")
     for name in options:
         if name not in SELECTION:
-            raise TypeError(f"select_genes has {name!r}.{did_you_mean(name, SELECTION)} It takes {_read.listing(SELECTION)}.")
+            raise TypeError(
+                f"select_genes has {name!r}.{did_you_mean(name, SELECTION)} It takes {_read.listing(SELECTION)}."
+            )
     if options.get("method") == "curated":
         return
     chooses = options.get("label_key", label_key)
@@ -316,11 +331,11 @@ def _check_selection(options: Any, label_key: str | None, shots: int | None) -> 
         )
 
 
-def _names_of_genes(tables: SlideTables, rna_key: str | None, mask_var: str | None) -> pd.Index:
+def _names_of_genes(tables: SlideTables, rna_key: str | None, mask_var: str | None, n_genes: int) -> pd.Index:
     from stfuse.model._slide_views import read_mask
 
     if rna_key is not None:
-        return pd.RangeIndex(tables.slides.obsm[rna_key].shape[1]).astype(str)
+        return pd.RangeIndex(n_genes).astype(str)
     names = tables.slides.var_names
     return names if mask_var is None else names[read_mask(tables.slides, mask_var)]
 
@@ -343,42 +358,46 @@ def _compare(
     found: Comparison,
     methods: Mapping[str, Method],
     selection: _Selection,
-    few: bool,
+    shots: Sequence[int | None],
     show: bool | None,
 ) -> pd.DataFrame:
     """Train and score every method in every fold."""
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    rows: dict[tuple[str, int | None], list[dict[str, Any]]] = {(name, k): [] for name in methods for k in shots}
     with counting(len(methods) * found.n_splits, desc="compare_slides", show=show) as done:
         for i in range(found.n_splits):
             of_fold = replace(data, outside=found.outside(i))
             of_fold = replace(of_fold, views=selection.apply(of_fold))
             test = found.test(i)
             for name, method in methods.items():
-                scores = [found.target.score(test, told) for told in _predictions(method, of_fold, found, i, few)]
-                told = {"method": name, "fold": str(i), "n_slides": test.size, **found.target.count(test)}
-                rows[name].append(told | pd.DataFrame(scores).mean().to_dict())
+                for k, predictions in _predictions(method, of_fold, found, i):
+                    scores = [found.target.score(test, told) for told in predictions]
+                    told = {"method": name, "shots": k or 0, "fold": str(i), "n_slides": test.size}
+                    told |= found.target.count(test)
+                    rows[name, k].append(told | pd.DataFrame(scores).mean().to_dict())
                 done(1)
     return pd.concat([_with_mean(of_method, found) for of_method in rows.values()], ignore_index=True)
 
 
-def _predictions(method: Method, data: FoldData, found: Comparison, i: int, few: bool) -> Iterator[np.ndarray]:
-    """Predictions of the slides held out, one for each draw of slides to train on."""
+def _predictions(
+    method: Method, data: FoldData, found: Comparison, i: int
+) -> Iterator[tuple[int | None, list[np.ndarray]]]:
+    """Predictions of the slides held out, for each number of shots one for each draw of slides to train on."""
     from stfuse.tl._slide_methods import Network
 
     test, seed = found.test(i), data.run.seed
-    if isinstance(method, Network):
-        for train in found.draws[i]:
-            yield method.predict(data, found.target, i, train, test, watch=not few)
-        return
-    code = method.code(data)
-    for train in found.draws[i]:
-        yield found.target.head(code, train, test, i, seed)
+    code = None if isinstance(method, Network) else method.code(data)
+    for k, draws in found.draws[i].items():
+        if isinstance(method, Network):
+            yield k, [method.predict(data, found.target, i, train, test, watch=k is None) for train in draws]
+        else:
+            yield k, [found.target.head(code, train, test, i, seed) for train in draws]
 
 
 def _with_mean(rows: list[dict[str, Any]], found: Comparison) -> pd.DataFrame:
     """Scores of a method in folds, and below them mean and standard deviation over folds."""
     table = pd.DataFrame(rows)
-    every = {"method": rows[0]["method"], "n_slides": found.compared.size, **found.target.count(found.compared)}
+    every = {name: rows[0][name] for name in ("method", "shots")}
+    every |= {"n_slides": found.compared.size, **found.target.count(found.compared)}
     scores = table.drop(columns=["fold", *every])
     below = [every | {"fold": "mean"} | scores.mean().to_dict(), every | {"fold": "sd"} | scores.std().to_dict()]
     return pd.concat([table, pd.DataFrame(below)[table.columns]], ignore_index=True)

@@ -24,13 +24,17 @@ MAX_STEPS = 2000
 
 
 class Target(Protocol):
-    """What slides are asked for. Slides are told by their number in the cohort; ``fold`` is the one that is held out.
+    """What slides are asked for. Slides are told by their number in the cohort; ``fold`` is the one that is held out."""
 
-    ``strata`` holds the class or event of each slide, of which every part of the slides gets its share.
-    """
+    @property
+    def strata(self) -> np.ndarray:
+        """Class or event of each slide, of which every part of the slides gets its share."""
+        ...
 
-    strata: np.ndarray
-    groups: np.ndarray
+    @property
+    def groups(self) -> np.ndarray:
+        """Group of each slide."""
+        ...
 
     def shots(self, rows: np.ndarray, fold: int) -> tuple[np.ndarray, list[str]]:
         """Class or bin of time of slides, of each of which shots are drawn, and their names."""

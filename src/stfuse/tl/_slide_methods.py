@@ -84,7 +84,8 @@ class Mirror:
         views = data.views
         learn = np.flatnonzero(data.outside & (views.has_image | views.has_rna))
         slides = _table(data, learn)
-        MIRROR.setup_anndata(slides, data.slide_key, data.image_key, groups=GROUP)
+        alone = np.unique(data.groups).size == data.groups.size
+        MIRROR.setup_anndata(slides, data.slide_key, data.image_key, groups=None if alone else GROUP)
         model = MIRROR(slides, data.tiles, **self.architecture)
         model.train(seed=data.run.seed, device=data.run.device, progress=False, **self.training)
         codes = model.codes(_table(data, data.asked), data.tiles).fused
@@ -92,8 +93,9 @@ class Mirror:
 
 
 def _table(data: FoldData, rows: np.ndarray) -> AnnData:
-    """Some slides as a model reads them."""
-    table = pd.DataFrame({GROUP: data.groups[rows].astype(str)}, data.views.names[rows])
+    """Some slides as a model reads them; names of groups sort as their numbers do."""
+    width = len(str(data.groups.max()))
+    table = pd.DataFrame({GROUP: [f"{group:0{width}d}" for group in data.groups[rows]]}, data.views.names[rows])
     return AnnData(data.views.genes[rows], obs=table)
 
 
@@ -272,4 +274,6 @@ def _make(name: str, given: Mapping[str, Any]) -> Method:
 def _check_options(method: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
-            raise TypeError(f"params[{method!r}] has {name!r}.{did_you_mean(name, known)} It takes {_read.listing(known)}.")
+            raise TypeError(
+                f"params[{method!r}] has {name!r}.{did_you_mean(name, known)} It takes {_read.listing(known)}."
+            )
