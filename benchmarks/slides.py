@@ -28,7 +28,18 @@ TASKS = {
     "survival": {"time_key": "months", "event_key": "event"},
 }
 SCORES = {"subtype": ["accuracy", "balanced_accuracy", "macro_f1", "auroc"], "survival": ["c_index"]}
-COLUMNS = ["task", "shots", "seed", "method", "fold", "n_slides", "n_events", *SCORES["subtype"], *SCORES["survival"], "seconds"]
+COLUMNS = [
+    "task",
+    "shots",
+    "seed",
+    "method",
+    "fold",
+    "n_slides",
+    "n_events",
+    *SCORES["subtype"],
+    *SCORES["survival"],
+    "seconds",
+]
 SHARED, PRIVATE = 4, 2
 # how much of subtype and survival the morphology shows, the rest is noise of such a strength that variances are near one
 SUBTYPE, SURVIVAL = (0.4, 0.92), (0.3, 0.95)

@@ -48,7 +48,9 @@ def check_copy(data: Any) -> None:
         raise ValueError("A backed AnnData can't be copied in memory: call .to_memory() first, or leave copy=False.")
     for key, values in getattr(data, "obsm", {}).items():
         if type(values).__module__.startswith("zarr"):
-            raise ValueError(f"obsm[{key!r}] is an array of zarr, with which an AnnData can't be copied: leave copy=False.")
+            raise ValueError(
+                f"obsm[{key!r}] is an array of zarr, with which an AnnData can't be copied: leave copy=False."
+            )
 
 
 def copy_of(data: Any, table_key: str | None) -> Any:

@@ -58,7 +58,9 @@ def test_neither_view_tells_all_of_the_subtype(made):
     label = (slides.obs["subtype"] == "A").to_numpy()
     own = {view: np.hstack([slides.obsm["shared"], slides.obsm[f"private_{view}"]]) for view in ("image", "rna")}
     score = {
-        view: roc_auc_score(label, cross_val_predict(LogisticRegression(), x, label, cv=5, method="predict_proba")[:, 1])
+        view: roc_auc_score(
+            label, cross_val_predict(LogisticRegression(), x, label, cv=5, method="predict_proba")[:, 1]
+        )
         for view, x in (own | {"both": np.hstack(list(own.values()))}).items()
     }
     assert score["both"] > 0.95 > 0.93 > max(score["image"], score["rna"]) and min(score.values()) > 0.75
@@ -90,7 +92,9 @@ def test_shares_places_and_sizes(made):
 
 def neighbours_alike(tiles, rows):
     """How many times more often than chance the right neighbour of a tumour tile is tumour too."""
-    tumour = dict(zip(map(tuple, tiles.obsm["spatial"][rows]), tiles.obs["tissue"].to_numpy()[rows] == "tumour", strict=True))
+    tumour = dict(
+        zip(map(tuple, tiles.obsm["spatial"][rows]), tiles.obs["tissue"].to_numpy()[rows] == "tumour", strict=True)
+    )
     right = [tumour[x + 256, y] for (x, y), is_tumour in tumour.items() if is_tumour and (x + 256, y) in tumour]
     return np.mean(right) / np.mean(list(tumour.values())) if right else np.nan
 
@@ -118,7 +122,9 @@ def test_the_seed_decides():
 def test_tiles_of_named_slides_without_noise():
     """Without noise and stain two tumour tiles of a slide are one, and their differences between slides are linear in the signal."""
     signal = np.array([[1.0], [-2.0], [0.5]])
-    tiles = synthetic_tiles(signal, [7, 8, 9], n_tiles=(6, 6), n_features=5, stain=0, noise=0, strength=3.0, slide_key="who")
+    tiles = synthetic_tiles(
+        signal, [7, 8, 9], n_tiles=(6, 6), n_features=5, stain=0, noise=0, strength=3.0, slide_key="who"
+    )
     assert list(tiles.obs["who"].cat.categories) == ["7", "8", "9"] and tiles.n_obs == 18
     tumour = (tiles.obs["tissue"] == "tumour").to_numpy()
     rows = [np.flatnonzero(tumour & (tiles.obs["who"] == name)) for name in "789"]

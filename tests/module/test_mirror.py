@@ -37,7 +37,9 @@ def test_heads_divide_every_width():
 
 
 def layer_norm(x, norm, eps):
-    return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + eps) * norm.weight.numpy() + norm.bias.numpy()
+    return (x - x.mean(1, keepdims=True)) / np.sqrt(
+        x.var(1, keepdims=True) + eps
+    ) * norm.weight.numpy() + norm.bias.numpy()
 
 
 def linear(x, layer):
@@ -87,7 +89,9 @@ def test_beside_is_components_of_scikit_learn_plus_what_the_net_says():
     code = rows @ beside.weights
     np.testing.assert_allclose(code, expected, atol=1e-4)
     assert float(code.var(0).mean()) == pytest.approx(1, rel=1e-4)
-    np.testing.assert_allclose(beside(rows), expected + 0.1 * net(torch.from_numpy(expected).float()).numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        beside(rows), expected + 0.1 * net(torch.from_numpy(expected).float()).numpy(), atol=1e-4
+    )
 
 
 @torch.no_grad()
@@ -122,20 +126,26 @@ def test_genes_are_standardised_first():
 
 def test_alignment_is_the_contrastive_loss_of_aligned_codes():
     module, image, rna = small(), torch.randn(7, DIM), torch.randn(7, DIM)
-    a, b = (layer(F.normalize(code, dim=1)) for layer, code in ((module.align["image"], image), (module.align["rna"], rna)))
+    a, b = (
+        layer(F.normalize(code, dim=1)) for layer, code in ((module.align["image"], image), (module.align["rna"], rna))
+    )
     found = module.alignment_loss(image, rna)
     assert float(found.detach()) == pytest.approx(float(info_nce(a, b, module.log_scale).detach()), rel=1e-5)
     assert float(module.log_scale.detach()) == pytest.approx(math.log(1 / 0.07))
     with torch.no_grad():
         module.log_scale.fill_(9.0)  # a scale above 100 counts as 100
-        assert float(module.alignment_loss(image, rna)) == pytest.approx(float(info_nce(a, b, torch.tensor(9.0))), rel=1e-5)
+        assert float(module.alignment_loss(image, rna)) == pytest.approx(
+            float(info_nce(a, b, torch.tensor(9.0))), rel=1e-5
+        )
 
 
 @torch.no_grad()
 def test_published_alignment_compares_heads_as_they_come():
     module, image, rna = small(unit=False), torch.randn(5, DIM), torch.randn(5, DIM)
     module.log_scale.fill_(math.log(250))
-    a, b = (module.align[view](F.normalize(code, dim=1)).double().numpy() for view, code in (("image", image), ("rna", rna)))
+    a, b = (
+        module.align[view](F.normalize(code, dim=1)).double().numpy() for view, code in (("image", image), ("rna", rna))
+    )
     total = 0.0
     for i in range(5):
         logits = [250 * a[i] @ b[j] for j in range(5)], [250 * a[j] @ b[i] for j in range(5)]

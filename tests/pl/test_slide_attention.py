@@ -27,7 +27,9 @@ def tiles():
     rng = np.random.default_rng(0)
     weights = rng.gamma(1.0, size=19)
     weights /= pd.Series(weights).groupby(names).transform("sum").to_numpy()
-    obs = pd.DataFrame({"slide": pd.Categorical(names), "mirror_attention": weights}, index=[f"t{i}" for i in range(19)])
+    obs = pd.DataFrame(
+        {"slide": pd.Categorical(names), "mirror_attention": weights}, index=[f"t{i}" for i in range(19)]
+    )
     adata = ad.AnnData(obs=obs)
     adata.obsm["spatial"] = np.column_stack([place % 4, place // 4]) * 10.0 + 5
     return adata[rng.permutation(19)].copy()
@@ -216,7 +218,7 @@ def test_slides_whose_names_are_numbers(tiles):
 def test_tiles_of_tessellate_and_of_mil():
     spots = stfuse.datasets.mob()
     spots = spots[spots.obs["section"].isin(["MOB1", "MOB2"])].copy()
-    tiles = stfuse.pp.tessellate(spots, tile_um=400)
+    tiles = stfuse.pp.tessellate(spots, tile_um=400, min_tissue=None)
     tiles.obs["mil_attention"] = 1.0
     axes = attention(tiles, ["MOB1", "MOB2"], attention_key="mil_attention", slide_key="section")
     assert len(axes) == 4 and all(ax.images for ax in axes)
@@ -328,7 +330,11 @@ def several_images(tiles):
         (None, {"tile": "A"}, "No slide 'A' in obs\\['slide'\\] \\(slide_key\\). Did you mean 'a'"),
         (None, {"tile": []}, "empty list"),
         (None, {"tile": ["a", 3]}, "tile must be a string"),
-        (None, {"attention_key": "mirror_atention"}, "\\(attention_key\\) in tiles.obs. Did you mean 'mirror_attention'"),
+        (
+            None,
+            {"attention_key": "mirror_atention"},
+            "\\(attention_key\\) in tiles.obs. Did you mean 'mirror_attention'",
+        ),
         (None, {"slide_key": "slides"}, "\\(slide_key\\) in tiles.obs. Did you mean 'slide'"),
         (None, {"slide_key": None}, "slide_key= is missing"),
         (None, {"attention_key": None}, "Give exactly one of encoder .* and attention_key"),
@@ -358,7 +364,10 @@ def test_bad_input_leaves_no_figure(spoil, arguments, message, tiles):
 
 
 def test_what_belongs_to_slides_goes_not_with_an_encoder(tiles):
-    for arguments, message in (({"slide_key": "slide"}, "slide_key='slide' goes with attention_key="), ({"top": 3}, "top=3 goes")):
+    for arguments, message in (
+        ({"slide_key": "slide"}, "slide_key='slide' goes with attention_key="),
+        ({"top": 3}, "top=3 goes"),
+    ):
         with pytest.raises(ValueError, match=message):
             attention(tiles, "t0", encoder="texture", **arguments)
 

@@ -94,7 +94,8 @@ def by_hand(plan, tiles, slides):
     pairs = [i for i in slides if i in PAIRED]
     if len(pairs) > 1:
         a, b = (
-            torch.cat([module.align[view](F.normalize(codes[view][i], dim=1)) for i in pairs]) for view in ("image", "rna")
+            torch.cat([module.align[view](F.normalize(codes[view][i], dim=1)) for i in pairs])
+            for view in ("image", "rna")
         )
         found["align"] = info_nce(a, b, module.log_scale)
         apart = [
@@ -210,7 +211,14 @@ def test_the_rate_is_constant_or_rises_and_falls():
     for warmup in (None, 0.25):
         plan, _ = a_plan(warmup=warmup)
         watch = Watch()
-        fit(plan, max_epochs=8, batches=plan.batches, device="cpu", progress=False, trainer_kwargs={"callbacks": [watch]})
+        fit(
+            plan,
+            max_epochs=8,
+            batches=plan.batches,
+            device="cpu",
+            progress=False,
+            trainer_kwargs={"callbacks": [watch]},
+        )
         rates[warmup] = np.array(watch.rates)
     assert len(rates[None]) == 16 and (rates[None] == 1e-3).all()
     rising = rates[0.25]

@@ -63,7 +63,10 @@ def test_two_processes_end_with_the_same_model(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=560, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    of_spots, of_more = {"published", "anchored", "clip", "umpire", "windows"}, {"cells", "bags", "slides", "slides published"}
+    of_spots, of_more = (
+        {"published", "anchored", "clip", "umpire", "windows"},
+        {"cells", "bags", "slides", "slides published"},
+    )
     assert first.keys() == second.keys() == of_spots | of_more
     for name in first:
         assert first[name]["history"] == second[name]["history"], name

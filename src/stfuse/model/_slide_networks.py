@@ -69,9 +69,9 @@ class BilinearSettings(AbmilSettings):
 class TangleSettings(Training):
     """Widths and training of TANGLE; of all steps the first ``warmup`` raise the learning rate."""
 
-    max_epochs: int = 100
+    max_epochs: int = 50
     batch_size: int = 64
-    lr: float = 1e-4
+    lr: float = 4e-4
     dim: int = 256
     n_attention: int = 128
     warmup: float = 0.05

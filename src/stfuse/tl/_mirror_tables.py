@@ -97,7 +97,9 @@ def private_slides(slides: AnnData, keys: Mapping[str, str | None]) -> AnnData:
     """Slides with what is read and nothing else, as scvi-tools leaves its bookkeeping in them."""
     columns = {name: column_of(slides, "slides", argument, name) for argument in ("groups", "paired_key") if (name := keys[argument])}  # fmt: skip
     whole = keys["rna_key"] is None
-    few = AnnData(slides.X if whole else None, obs=pd.DataFrame(columns, slides.obs_names), var=slides.var if whole else None)
+    few = AnnData(
+        slides.X if whole else None, obs=pd.DataFrame(columns, slides.obs_names), var=slides.var if whole else None
+    )
     if keys["rna_key"] is not None:
         few.obsm.update(_entry_or_all(slides, keys["rna_key"]))
     return few
