@@ -142,7 +142,9 @@ def linked_array(folder: Path, n_rows: int, chunk: int, n_different: int = 64) -
     array = zarr.create_array(path, shape=(n_rows, WIDTH), chunks=(chunk, WIDTH), dtype="float32", compressors=None)
     rng = np.random.default_rng(0)
     different = min(n_different, -(-n_rows // chunk))
-    array[: min(different * chunk, n_rows)] = rng.standard_normal((min(different * chunk, n_rows), WIDTH), dtype=np.float32)
+    array[: min(different * chunk, n_rows)] = rng.standard_normal(
+        (min(different * chunk, n_rows), WIDTH), dtype=np.float32
+    )
     for number in range(different, -(-n_rows // chunk)):
         folder_of = path / "c" / str(number)
         folder_of.mkdir(parents=True)

@@ -38,7 +38,9 @@ def read_rows(array: Any, rows: np.ndarray) -> np.ndarray:
 def usable_rows(array: Any, what: str) -> np.ndarray:
     """Which rows are there, as `_read.check_values` tells of what lies in memory, block after block."""
     if len(array.shape) != 2:
-        raise ValueError(f"{what} must be two-dimensional (observations x features), its shape is {tuple(array.shape)}.")
+        raise ValueError(
+            f"{what} must be two-dimensional (observations x features), its shape is {tuple(array.shape)}."
+        )
     if not np.issubdtype(array.dtype, np.number):
         raise ValueError(f"{what} must hold numbers, its dtype is {array.dtype}.")
     n, width = array.shape

@@ -88,7 +88,9 @@ def test_positions_are_the_sum_of_three_convolutions_of_the_square():
     torch.manual_seed(0)
     positions, tokens = GridPositions(4), torch.randn(3, 9, 4)
     square = tokens.transpose(1, 2).reshape(3, 4, 3, 3)
-    expected = square + sum(F.conv2d(square, c.weight, c.bias, padding=c.padding, groups=4) for c in positions.convolutions)
+    expected = square + sum(
+        F.conv2d(square, c.weight, c.bias, padding=c.padding, groups=4) for c in positions.convolutions
+    )
     np.testing.assert_allclose(positions(tokens, 3).detach(), expected.flatten(2).transpose(1, 2).detach(), atol=1e-5)
 
 
