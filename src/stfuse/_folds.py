@@ -45,12 +45,14 @@ def group_folds(groups: np.ndarray, n_splits: int) -> np.ndarray:
 
 def stratified_group_folds(labels: np.ndarray, groups: np.ndarray, n_splits: int, seed: int) -> np.ndarray:
     """Whole groups stay together, and each fold gets about the same share of every class."""
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+    # scikit-learn walks over groups in Python, which where each is alone takes a second and says nothing
+    alone = np.unique(groups).size == len(labels)
+    folds = (StratifiedKFold if alone else StratifiedGroupKFold)(n_splits, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        splits = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed).split(labels, labels, groups)
-        return _number(splits, len(labels))
+        return _number(folds.split(labels, labels, None if alone else groups), len(labels))
 
 
 def spatial_folds(spatial: np.ndarray, section: np.ndarray, n_splits: int, seed: int) -> np.ndarray:
