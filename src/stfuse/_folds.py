@@ -52,7 +52,13 @@ def stratified_group_folds(labels: np.ndarray, groups: np.ndarray, n_splits: int
     folds = (StratifiedKFold if alone else StratifiedGroupKFold)(n_splits, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        return _number(folds.split(labels, labels, None if alone else groups), len(labels))
+        if not alone:
+            return _number(folds.split(labels, labels, groups), len(labels))
+        # by group, so that the order of the rows says nothing
+        order = np.argsort(groups, kind="stable")
+        fold = np.empty(len(labels), dtype=np.int64)
+        fold[order] = _number(folds.split(labels[order], labels[order]), len(labels))
+        return fold
 
 
 def spatial_folds(spatial: np.ndarray, section: np.ndarray, n_splits: int, seed: int) -> np.ndarray:

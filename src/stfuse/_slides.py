@@ -64,17 +64,22 @@ def column_of(adata: AnnData, name: str, argument: str, key: str) -> pd.Series:
     return column if isinstance(column, pd.Series) else column.to_series()
 
 
+def slide_names(tiles: AnnData, slide_key: str, name: str = "tiles") -> tuple[pd.Categorical, list[str]]:
+    """Slide of each tile, and the names of slides as text; a number is the name that reads like it."""
+    values = column_of(tiles, name, "slide_key", slide_key)
+    if pd.api.types.is_float_dtype(values.dtype) and (values.dropna() % 1 == 0).all():
+        values = values.astype("Int64")  # whole numbers, which a missing one turned into such with a point
+    column = pd.Categorical(values)
+    return column, [str(slide) for slide in column.categories]
+
+
 def read_cohort(
     slides: AnnData, tiles: AnnData, slide_key: str, image_key: str, *, stream: bool = False
 ) -> Cohort:  # fmt: skip
     """Read the tiles' features, and find the slide of each by name. With ``stream`` features on disk stay there."""
     _read.check_names(slides.obs_names, "slides")
-    values = column_of(tiles, "tiles", "slide_key", slide_key)
-    if pd.api.types.is_float_dtype(values.dtype) and (values.dropna() % 1 == 0).all():
-        values = values.astype("Int64")  # whole numbers, which a missing one turned into such with a point
-    column = pd.Categorical(values)
-    # names are compared and not tiles, of which there may be millions; a number in the column is the name that reads like it
-    names = [str(name) for name in column.categories]
+    # names are compared and not tiles, of which there may be millions
+    column, names = slide_names(tiles, slide_key)
     rows = np.append(slides.obs_names.get_indexer(pd.Index(names, dtype=object)), -1)
     slide = rows[column.codes]
     if (slide < 0).all():

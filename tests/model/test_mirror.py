@@ -600,7 +600,7 @@ def test_what_coding_refuses(abmil):
     wide.obsm["X_image"] = np.hstack([wide.obsm["X_image"]] * 2)
     with pytest.raises(ValueError, match="The image view has 16 features, the model was trained on 8"):
         abmil.codes(slides, wide)
-    with pytest.raises(ValueError, match="The rna view has 5 features, the model was trained on 12"):
+    with pytest.raises(ValueError, match="7 of the 12 genes .* for example .gene5."):
         abmil.codes(slides[:, :5].copy())
     with pytest.raises(ValueError, match="view"):
         abmil.get_latent_representation(view="image_private")
@@ -684,3 +684,31 @@ def test_sparse_and_wide_numbers(sparse):
         slides.X = csr_matrix(slides.X)
     tiles.obsm["X_image"] = tiles.obsm["X_image"].astype(np.float64)
     assert torch.allclose(weights(trained(slides, tiles)), expected, atol=1e-6)
+
+
+def test_genes_of_new_slides_are_found_by_name(tmp_path):
+    slides, tiles = stfuse.datasets.synthetic_slides(24, n_genes=20, n_tiles=(2, 4), n_image_features=5, seed=2)
+    slides.var["selected"] = np.arange(20) % 2 == 0
+    MIRROR.setup_anndata(slides, slide_key="slide", mask_var="selected")
+    model = MIRROR(slides, tiles, dim=8, n_prototypes=5)
+    model.train(max_epochs=1, validation_fraction=0, progress=False)
+    model.save(tmp_path / "model")
+    expected = model.codes().fused
+    mixed = slides[:, np.random.default_rng(0).permutation(20)].copy()
+    mixed.var["selected"] = np.arange(20) < 10  # of other genes
+    for asked in (model, MIRROR.load(tmp_path / "model")):
+        np.testing.assert_allclose(asked.codes(mixed, tiles).fused, expected, atol=1e-6)
+        with pytest.raises(ValueError, match="1 of the 10 genes .* 'gene0'"):
+            asked.codes(slides[:, 1:].copy(), tiles)
+    twice = mixed.copy()
+    twice.var_names = ["gene0"] * 20
+    with pytest.raises(ValueError, match="var_names_make_unique"):
+        model.codes(twice, tiles)
+
+
+def test_prototypes_are_of_unit_length_after_training():
+    slides, tiles = stfuse.datasets.synthetic_slides(20, n_genes=20, n_tiles=(2, 4), n_image_features=5, seed=2)
+    MIRROR.setup_anndata(slides, slide_key="slide")
+    model = MIRROR(slides, tiles, dim=8, n_prototypes=5)
+    model.train(max_epochs=3, validation_fraction=0, progress=False, lr=0.05)
+    np.testing.assert_allclose(model.module.style.prototypes.weight.detach().norm(dim=1), 1, rtol=1e-5)

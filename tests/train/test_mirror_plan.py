@@ -90,7 +90,7 @@ def by_hand(plan, tiles, slides):
         found["retain_image"] = sum(errors) / len(errors)
     if entries:
         found["retain_rna"] = sum(entries) / len(entries)
-    found["style"] = sum(sum(d for d, _ in own.values()) / len(own) for own in styles.values() if own) / 2
+    found["style"] = sum(sum(d for d, _ in own.values()) / len(own) for own in styles.values() if own)
     pairs = [i for i in slides if i in PAIRED]
     if len(pairs) > 1:
         a, b = (

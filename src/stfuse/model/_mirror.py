@@ -18,7 +18,7 @@ from stfuse._log import warn
 from stfuse.model._base import pick
 from stfuse.model._mirror_codes import MirrorCodes, code_slides, encode_slides
 from stfuse.model._mirror_settings import check_architecture, check_run
-from stfuse.model._slide_views import SlideViews, read_genes, read_slides
+from stfuse.model._slide_views import SlideViews, gene_names, read_genes, read_slides
 from stfuse.model._stored import StoredModel, silent_scvi
 from stfuse.model._tile_bags import moment_tiles
 from stfuse.model._training import split_groups
@@ -115,6 +115,7 @@ class MIRROR(StoredModel):
         self.tiles = tiles
         self.n_features_ = {"image": 0, "rna": 0}
         self.n_positions_ = 0
+        self.genes_: list[str] | None = None
         self.device_ = "cpu"
 
     @classmethod
@@ -172,7 +173,8 @@ class MIRROR(StoredModel):
         keys.pop("groups")
         if not training:
             keys["paired_key"] = None
-        views = read_slides(slides, tiles, **keys)
+        # new slides are read by the names of genes, whatever their order and whatever a mask says of them
+        views = read_slides(slides, tiles, **keys, names=None if training else self.genes_)
         if not training:
             for view, there in (("image", tiles is not None), ("rna", slides is not None)):
                 if there and views.widths[view] != self.n_features_[view]:
@@ -251,6 +253,7 @@ class MIRROR(StoredModel):
             )
         pairs, held_out, unseen = self._split(views, run["validation_fraction"], seed)
         self.seed_, self.n_features_ = seed, views.widths
+        self.genes_ = gene_names(self.adata, self.setup_keys()["rna_key"], self.setup_keys()["mask_var"])
         sizes = views.bags.sizes
         self.n_positions_ = int(min(sizes.max(), p["n_tiles"] or sizes.max()))
         if p["faithful"]:
@@ -302,6 +305,7 @@ class MIRROR(StoredModel):
                 "too few slides or epochs to tell, or tiles and RNA have nothing in common."
             )
         self.device_ = device
+        module.style.normalize()
         fit_fusion(module.eval(), views, known, pairs, device)
         self._finish(module, history)
 
@@ -324,7 +328,8 @@ class MIRROR(StoredModel):
         Parameters
         ----------
         slides, tiles
-            New data under the keys of the set-up; either may be left out. None for both = the training data.
+            New data under the keys of the set-up; either may be left out. None for both = the training data. Genes of `X` are found by
+            name.
         device
             Where slides are encoded. None = where the model was trained, of a loaded one the CPU.
 
@@ -339,7 +344,7 @@ class MIRROR(StoredModel):
         RuntimeError
             If the model is not trained.
         ValueError
-            If the data have another width than in training.
+            If the data have another width than in training, or lack one of its genes.
         """
         if self.module is None:
             raise RuntimeError("MIRROR is not trained yet: call .train() first.")
@@ -403,9 +408,12 @@ class MIRROR(StoredModel):
             unit=not p["faithful"],
         )
 
+    def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"genes": self.genes_}, {}
+
     def _restore(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         a = values["architecture"]
-        self.n_features_, self.n_positions_ = a["n_features"], a["n_positions"]
+        self.n_features_, self.n_positions_, self.genes_ = a["n_features"], a["n_positions"], values["genes"]
 
     @classmethod
     def load(

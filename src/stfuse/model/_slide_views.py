@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from anndata import AnnData
 from stfuse import _read
 from stfuse._check import did_you_mean
 from stfuse._disk import lies_on_disk
-from stfuse._slides import column_of, read_cohort
+from stfuse._slides import column_of, read_cohort, slide_names
 from stfuse.train._bags import Bags
 from stfuse.train._disk_tiles import DiskTiles
 
@@ -67,8 +68,9 @@ def read_slides(
     rna_key: str | None = None,
     mask_var: str | None = None,
     paired_key: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> SlideViews:
-    """Read both views; new data may lack one of the objects."""
+    """Read both views; new data may lack one of the objects, and have genes in another order than ``names``."""
     if slides is None and tiles is None:
         raise ValueError("Neither slides nor tiles are given: pass one at least.")
     if slides is None:
@@ -76,7 +78,7 @@ def read_slides(
         genes, has_rna = np.empty((slides.n_obs, 0), np.float32), np.zeros(slides.n_obs, bool)
     else:
         _read.check_names(slides.obs_names, "slides")
-        genes, has_rna = read_genes(slides, rna_key, mask_var)
+        genes, has_rna = read_genes(slides, rna_key, mask_var, names)
     if tiles is None:
         nothing = np.empty(0, np.int64)
         bags, slide, lost = Bags.make(torch.empty(0, 0), nothing, slides.n_obs), nothing, 0
@@ -104,12 +106,40 @@ def _tensor(features: Any) -> torch.Tensor | DiskTiles:
 
 def _named_by(tiles: Any, slide_key: str) -> AnnData:
     """Slides that nothing tells of but their tiles."""
-    column = pd.Categorical(column_of(tiles, "tiles", "slide_key", slide_key))
-    return AnnData(obs=pd.DataFrame(index=pd.Index([str(name) for name in column.categories], dtype=object)))
+    _, names = slide_names(tiles, slide_key)
+    return AnnData(obs=pd.DataFrame(index=pd.Index(names, dtype=object)))
 
 
-def read_genes(slides: AnnData, rna_key: str | None, mask_var: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Expression of each slide, s x g float32, of the genes in a mask, and which slides have any."""
+def gene_names(slides: AnnData, rna_key: str | None, mask_var: str | None) -> list[str] | None:
+    """Names of the genes that are read; None where RNA lies in obsm and has no names."""
+    if rna_key is not None:
+        return None
+    names = slides.var_names if mask_var is None else slides.var_names[read_mask(slides, mask_var)]
+    return [str(name) for name in names]
+
+
+def _like_trained(slides: AnnData, names: Sequence[str]) -> Any:
+    """X of new slides with the genes of the training, in their order."""
+    if len(names) == slides.n_vars and (slides.var_names == np.asarray(names, object)).all():
+        return slides.X
+    if not slides.var_names.is_unique:
+        raise ValueError(
+            "slides.var_names has duplicates, so that genes cannot be found by name: call .var_names_make_unique()."
+        )
+    place = slides.var_names.get_indexer(pd.Index(names, dtype=object))
+    missing = np.flatnonzero(place < 0)
+    if missing.size:
+        raise ValueError(
+            f"{missing.size} of the {len(names)} genes that the model was trained on are not in slides.var_names, for example "
+            f"{names[missing[0]]!r}: the slides have other genes, or other names for them."
+        )
+    return slides[:, place].X
+
+
+def read_genes(
+    slides: AnnData, rna_key: str | None, mask_var: str | None, names: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Expression of each slide, s x g float32, and which slides have any: of the genes in a mask, or of those named."""
     if rna_key is not None:
         if mask_var is not None:
             raise ValueError(
@@ -128,7 +158,9 @@ def read_genes(slides: AnnData, rna_key: str | None, mask_var: str | None) -> tu
                 "RNA), or name an entry of slides.obsm."
             )
         what, values = "slides.X", slides.X
-        if mask_var is not None:
+        if names is not None:
+            values = _like_trained(slides, names)
+        elif mask_var is not None:
             values = slides[:, read_mask(slides, mask_var)].X
     # torch complains of an array that may not be written to, such as that of a table
     genes = np.require(_read.as_matrix(values, what), np.float32, "W")

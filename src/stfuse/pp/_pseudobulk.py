@@ -276,7 +276,7 @@ def _aggregate(values: Any, codes: np.ndarray, names: list[str], mode: str, wher
             f"The sums of {where} are {'negative in part' if low < 0 else 'no whole numbers'}, so it holds no counts. "
             "Normalised or scaled values do not add up: name the layer with counts by layer=, or take mode='mean'."
         )
-    return found if whole and high > EXACT else found.astype(np.float32)
+    return found if whole and max(high, -low) > EXACT else found.astype(np.float32)
 
 
 def _constant_columns(obs: pd.DataFrame, codes: np.ndarray, n_groups: int) -> pd.DataFrame:

@@ -27,8 +27,11 @@ def fit_predict(head: Head, train: np.ndarray, target: np.ndarray, test: np.ndar
     ``target`` are class codes (1-d integers) or values (2-d floats). Inputs, and values to predict, are standardised
     with the mean and spread of the training fold.
     """
+    from stfuse.module.scaling import varies
+
     mean, spread = train.mean(0), train.std(0)
-    spread[spread == 0] = 1
+    # a column that is constant has a spread of rounding errors
+    spread[~varies(mean, spread)] = 1
     train, test = (train - mean) / spread, (test - mean) / spread
     if target.ndim == 1:
         classes, codes = np.unique(target, return_inverse=True)

@@ -12,7 +12,7 @@ from anndata import AnnData
 from stfuse import _keys, _read, _record
 from stfuse._check import did_you_mean
 from stfuse._log import warn
-from stfuse._slides import check_anndata, column_of
+from stfuse._slides import check_anndata, column_of, slide_names
 from stfuse.tl._write_both import Written
 
 METHOD = "mirror"  # by which the records of this function are told
@@ -49,7 +49,7 @@ def find_slides(
         raise ValueError(f"tiles= goes with an AnnData of slides: the {what} of tiles is named by tiles_table=.")
     held = dict(slides.mod if _read.is_mudata(slides) else slides.tables)
     name = _pick(held, tiles_table, "tiles_table", what, [n for n, table in held.items() if slide_key in table.obs], f"with a column {slide_key!r} (slide_key)")  # fmt: skip
-    known = set(column_of(held[name], name, "slide_key", slide_key).dropna().astype(str).unique())
+    known = set(slide_names(held[name], slide_key, name)[1])
     own = [n for n, table in held.items() if n != name and known & set(table.obs_names)]
     other = _pick(held, slides_table, "slides_table", what, own, f"whose names are those in {name!r}'s {slide_key!r}")
     return SlideTables(held[other], held[name], other, name)

@@ -170,8 +170,11 @@ def logistic(
 
     The penalty is the one under which groups held out in turn are the likeliest.
     """
+    from stfuse.module.scaling import varies
+
     mean, sd = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-    sd[sd == 0] = 1
+    # a column that is constant has a spread of rounding errors
+    sd[~varies(mean, sd)] = 1
     x, asked = (x - mean) / sd, (asked - mean) / sd
     if x.shape[1] > x.shape[0]:
         # weights lie where the slides do: turned there, fewer numbers give the same predictions

@@ -67,8 +67,11 @@ class Fitted(NamedTuple):
 
 def fit_head(head: SurvivalHead, train: Patients, edges: np.ndarray) -> Fitted:
     """Train on the slides given, with the penalty chosen among them where none is given."""
+    from stfuse.module.scaling import varies
+
     mean, spread = train.x.mean(0), train.x.std(0)
-    spread[spread == 0] = 1
+    # a column that is constant has a spread of rounding errors
+    spread[~varies(mean, spread)] = 1
     train = train._replace(x=(train.x - mean) / spread)
     penalty = choose_penalty(head, train, edges) if head.penalty is None else float(head.penalty)
     weighted = _penalties(head, train.x.shape[1], penalty)

@@ -108,7 +108,7 @@ class MirrorPlan(Plan):
             losses["retain_rna"] = module.retain_genes(code["rna"], s.mask_ratio, s.detach)
         for view, codes in code.items():
             styles[view] = module.style(codes)
-        losses["style"] = torch.stack([style_loss(mean, log_var) for mean, log_var, _ in styles.values()]).sum() / 2
+        losses["style"] = torch.stack([style_loss(mean, log_var) for mean, log_var, _ in styles.values()]).sum()
         pairs = self._pairs(slides, place)
         if pairs is not None and pairs["image"].numel() > 1:
             losses["align"] = module.alignment_loss(*(code[view].index_select(0, pairs[view]) for view in pairs))
