@@ -91,7 +91,7 @@ def as_matrix(values: Any, what: str) -> np.ndarray:
     """Turn an ``obsm`` entry into a 2-d float array."""
     if isinstance(values, pd.DataFrame):
         values = values.to_numpy()
-    if type(values).__module__.startswith("anndata"):  # a sparse matrix on disk
+    if hasattr(values, "to_memory"):  # a sparse matrix on disk
         values = values.to_memory()
     if hasattr(values, "toarray"):
         values = values.toarray()

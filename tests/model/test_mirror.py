@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from torch import nn
 
 import stfuse
 from stfuse.model import MIRROR
+from stfuse.model._slide_views import read_genes
 from stfuse.module.abmil import SlideEncoder
 from stfuse.module.mirror import Beside, RnaEncoder
 from stfuse.module.retention import BagRetention, TokenRetention
@@ -712,3 +714,11 @@ def test_prototypes_are_of_unit_length_after_training():
     model = MIRROR(slides, tiles, dim=8, n_prototypes=5)
     model.train(max_epochs=3, validation_fraction=0, progress=False, lr=0.05)
     np.testing.assert_allclose(model.module.style.prototypes.weight.detach().norm(dim=1), 1, rtol=1e-5)
+
+
+def test_sparse_rna_on_disk_is_read(tmp_path):
+    slides, tiles = stfuse.datasets.synthetic_slides(20, n_genes=12, n_tiles=(2, 4), n_image_features=5, seed=2)
+    slides.X = csr_matrix(slides.X)
+    slides.write_h5ad(tmp_path / "slides.h5ad")
+    genes = [read_genes(s, None, None)[0] for s in (slides, ad.read_h5ad(tmp_path / "slides.h5ad", backed="r"))]
+    np.testing.assert_array_equal(*genes)
